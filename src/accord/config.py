@@ -1,0 +1,118 @@
+"""Settings: frozen, strict, TOML in and out. An unknown key is an error with "did you mean"."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from accord.errors import ConfigError
+from accord.registry import unknown
+
+__all__ = ["Config", "dump_toml", "merge", "parse_assignments", "read_toml"]
+
+
+class Config(BaseModel):
+    """Base of every settings class: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], where: str = "settings") -> Self:
+        """Validate a (nested) mapping; raise one ConfigError that names every wrong key."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            problems = [_problem(cls, detail) for detail in error.errors()]
+            raise ConfigError("; ".join(problems), where=where, fix=_settings_hint(cls)) from None
+
+    def to_toml(self) -> str:
+        """The settings as TOML that `build` reads back to an equal object (None is left out)."""
+        return dump_toml(self.model_dump(exclude_none=True))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a missing or broken one is a ConfigError with the place."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("No such configuration file.", where=str(path), fix="Check the path given to --config.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Not valid TOML: {error}.", where=str(path), fix="See https://toml.io for the syntax.") from None
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["beta=0.1", "optimizer.learning_rate=1e-5"]`` into a nested mapping; values are TOML, else strings."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
+            raise ConfigError(f"Cannot read {assignment!r}.", where="--set", fix="Write --set key=value, e.g. --set beta=0.2")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        node = values
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return values
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge; later layers win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def dump_toml(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Write scalars, lists and nested tables as TOML."""
+    scalars = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in scalars.items()]
+    text = "\n".join(lines) + ("\n" if lines else "")
+    for key, table in tables.items():
+        name = f"{prefix}{key}"
+        text += f"\n[{name}]\n" + dump_toml(table, prefix=f"{name}.")
+    return text
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'
+
+
+def _problem(cls: type[BaseModel], detail: ErrorDetails) -> str:
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        return unknown("setting", key, [".".join([*path[:-1], name]) for name in _fields(cls, path[:-1])])
+    return f"{key}: {detail['msg']} (got {detail['input']!r})"
+
+
+def _fields(cls: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        annotation = cls.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        cls = annotation
+    return sorted(cls.model_fields)
+
+
+def _settings_hint(cls: type[BaseModel]) -> str:
+    return f"Settings are described in docs/settings.md#{cls.__name__.lower()}"
