@@ -40,9 +40,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError("No such configuration file.", where=str(path), fix="Check the path given to --config.") from None
+        fix = "Check the path given to --config."
+        raise ConfigError("No such configuration file.", where=str(path), fix=fix) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Not valid TOML: {error}.", where=str(path), fix="See https://toml.io for the syntax.") from None
+        fix = "See https://toml.io for the syntax."
+        raise ConfigError(f"Not valid TOML: {error}.", where=str(path), fix=fix) from None
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
-            raise ConfigError(f"Cannot read {assignment!r}.", where="--set", fix="Write --set key=value, e.g. --set beta=0.2")
+            fix = "Write --set key=value, e.g. --set beta=0.2"
+            raise ConfigError(f"Cannot read {assignment!r}.", where="--set", fix=fix)
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

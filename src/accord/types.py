@@ -74,7 +74,7 @@ class Requirement:
 class Prompt:
     """A prompt that awaits completions.
 
-    Example: ``Prompt("p-001", (Message("user", "Name a colour in one word."),), (Requirement("max_words", {"count": 1}),))``
+    Example: ``Prompt("p-001", (Message("user", "Name a colour."),), (Requirement("max_words", {"count": 1}),))``
     """
 
     id: str
