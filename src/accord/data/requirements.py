@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from accord.config import Config
-from accord.errors import ConfigError
-from accord.registry import Registry, unknown
+from accord.errors import ConfigError, UnknownNameError, unknown_name
+from accord.registry import Registry
 from accord.types import Requirement
 
 __all__ = ["REQUIREMENTS", "Rule", "check", "describe", "met", "parse"]
@@ -83,7 +83,7 @@ def parse(row: Mapping[str, Any], where: str = "requirement") -> Requirement:
 
 def _rule(requirement: Requirement, where: str | None = None) -> Rule:
     if requirement.kind not in REQUIREMENTS:
-        raise ConfigError(unknown("requirement", requirement.kind, list(REQUIREMENTS)), where=where)
+        raise UnknownNameError(unknown_name("requirement", requirement.kind, list(REQUIREMENTS)), where=where)
     place = f"{where}: {requirement.kind}" if where else f"requirement {requirement.kind!r}"
     return REQUIREMENTS[requirement.kind].build(requirement.options, place)
 
