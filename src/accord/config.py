@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
-from accord.errors import ConfigError
-from accord.registry import unknown
+from accord.errors import ConfigError, unknown_name
 
 __all__ = ["Config", "dump_toml", "merge", "parse_assignments", "read_toml"]
 
@@ -25,7 +26,8 @@ class Config(BaseModel):
     def build(cls, values: Mapping[str, Any], where: str = "settings") -> Self:
         """Validate a (nested) mapping; raise one ConfigError that names every wrong key."""
         try:
-            return cls.model_validate(dict(values))
+            # By way of JSON: strict, yet a TOML array fills a tuple and a string fills a path.
+            return cls.model_validate_json(to_json(dict(values), inf_nan_mode="constants"))
         except ValidationError as error:
             problems = [_problem(cls, detail) for detail in error.errors()]
             raise ConfigError("; ".join(problems), where=where, fix=_settings_hint(cls)) from None
@@ -63,6 +65,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         *parents, leaf = key.strip().split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                fix = "Give the whole setting or its parts, not both."
+                raise ConfigError(f"{assignment!r} contradicts an earlier value of {parent!r}.", where="--set", fix=fix)
         node[leaf] = value
     return values
 
@@ -81,12 +86,21 @@ def dump_toml(values: Mapping[str, Any], prefix: str = "") -> str:
     """Write scalars, lists and nested tables as TOML."""
     scalars = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    lines = [f"{key} = {_toml_value(value)}" for key, value in scalars.items()]
+    lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in scalars.items()]
     text = "\n".join(lines) + ("\n" if lines else "")
     for key, table in tables.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{_toml_key(key)}"
         text += f"\n[{name}]\n" + dump_toml(table, prefix=f"{name}.")
     return text
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_string(key)
+
+
+def _toml_string(text: str) -> str:
+    # JSON's escapes are TOML's, save that TOML also wants DEL escaped.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _toml_value(value: Any) -> str:
@@ -96,24 +110,29 @@ def _toml_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return f'"{escaped}"'
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    return _toml_string(str(value))
 
 
 def _problem(cls: type[BaseModel], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     key = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        return unknown("setting", key, [".".join([*path[:-1], name]) for name in _fields(cls, path[:-1])])
+        return unknown_name("setting", key, [".".join([*path[:-1], name]) for name in _fields(cls, path[:-1])])
+    if detail["type"] == "missing":
+        return f"{key}: this setting is required"
     return f"{key}: {detail['msg']} (got {detail['input']!r})"
 
 
 def _fields(cls: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         annotation = cls.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        choices = get_args(annotation) or (annotation,)
+        section = next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)), None)
+        if section is None:
             return []
-        cls = annotation
+        cls = section
     return sorted(cls.model_fields)
 
 

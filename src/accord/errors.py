@@ -15,6 +15,9 @@ AccordError                   shown to the user as one message, never as a trace
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 __all__ = [
     "AccordError",
     "ChatTemplateError",
@@ -27,6 +30,7 @@ __all__ = [
     "RowError",
     "RunError",
     "UnknownNameError",
+    "unknown_name",
 ]
 
 
@@ -81,3 +85,15 @@ class RunError(AccordError, RuntimeError):
 
 class ResourceError(AccordError, RuntimeError):
     """The machine lacks something: disk, memory, an optional package."""
+
+
+def unknown_name(noun: str, name: str, known: Sequence[str]) -> str:
+    """The sentence for an unknown name: what, the nearest known name, and all known names.
+
+    Example:
+        >>> unknown_name("loss", "dpoo", ["dpo", "ipo"])
+        "Unknown loss 'dpoo'. Did you mean 'dpo'? Known: dpo, ipo."
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown {noun} {name!r}.{hint} Known: {', '.join(known) or 'none'}."

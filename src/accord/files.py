@@ -5,14 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from accord.errors import ResourceError
 
-__all__ = ["atomic_directory", "atomic_file", "disk_errors", "write_text"]
+__all__ = ["atomic_directory", "atomic_file", "disk_error", "disk_errors", "write_text"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 @contextmanager
@@ -24,13 +36,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path)
         try:
+            temporary.touch(exist_ok=False)
             yield temporary
             _flush(temporary)
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
             _flush(path.parent)
         finally:
@@ -46,19 +56,26 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary, old = _beside(path), _beside(path)
         try:
+            temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            os.chmod(temporary, 0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            if path.is_dir():
+                # A directory cannot be renamed over a full one: the old one steps aside, and comes back if need be.
+                os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,22 +86,33 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a ResourceError that names the path."""
+    """Turn a disk that is full, read-only or in the way into a ResourceError that names the path."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(path)).free
-            raise ResourceError(
-                f"The disk is full ({free / 1e6:.0f} MB free); nothing was half-written.",
-                where=str(path),
-                fix="Free some space, then run the same command with --resume.",
-            ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError(
-                f"Cannot write here: {error.strerror}.", where=str(path), fix="Choose another directory with --out."
-            ) from None
-        raise
+        explained = disk_error(error, path)
+        if explained is None:
+            raise
+        raise explained from None
+
+
+def disk_error(error: OSError, path: Path) -> ResourceError | None:
+    """The ResourceError that explains `error`, which came up while `path` was written; None if it is of another kind."""
+    if error.errno in _FULL:
+        free = shutil.disk_usage(_existing(path)).free
+        return ResourceError(
+            f"The disk is full ({free / 1e6:.0f} MB free); nothing was half-written.",
+            where=str(path),
+            fix="Free some space, then run the same command with --resume.",
+        )
+    if error.errno in _REFUSED:
+        fix = "Choose another directory with --out."
+        return ResourceError(f"Cannot write here: {error.strerror}.", where=str(error.filename or path), fix=fix)
+    return None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{path.suffix}")
 
 
 def _existing(path: Path) -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from accord.errors import ConfigError, UnknownNameError
+from accord.errors import ConfigError, UnknownNameError, unknown_name
 
 __all__ = ["Registry"]
 
@@ -42,7 +41,8 @@ class Registry(Generic[T]):
         outside = self._entry_points()
         if name in outside:
             return self.add(name, outside[name]())
-        raise UnknownNameError(unknown(self.noun, name, list(self)))
+        fix = f"To add one: docs/extending.md#{self.noun.replace(' ', '-')}"
+        raise UnknownNameError(unknown_name(self.noun, name, list(self)), fix=fix)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._rows, *self._entry_points()}))
@@ -54,10 +54,3 @@ class Registry(Generic[T]):
         if self._outside is None:
             self._outside = {point.name: point.load for point in entry_points(group=self.group)}
         return self._outside
-
-
-def unknown(noun: str, name: str, known: list[str]) -> str:
-    """The sentence for an unknown name: what, the nearest known name, and all known names."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Unknown {noun} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
