@@ -269,18 +269,12 @@ class Progress:
         return [*self._share(), rate, f"ETA {_duration(eta) if eta is not None else '--'}", *self._live_metrics()]
 
     def _bar_line(self) -> Text:
+        name, facts = f"{self.stage:<14}  ", "  ".join([*self._facts(), _duration(self._clock() - self._start)])
+        cells = max(0, min(_BAR_CELLS, self._console.width - len(name) - len(facts) - 3))
+        filled = min(cells * self.done // self.total, cells) if self.total else cells
         full, empty = ("#", "-") if self._console.options.ascii_only else ("━", "─")
-        filled = min(_BAR_CELLS * self.done // self.total, _BAR_CELLS) if self.total else _BAR_CELLS
-        seconds = _duration(self._clock() - self._start)
-        return Text.assemble(
-            (f"{self.stage:<14}  ", "bold"),
-            (full * filled, "green"),
-            (empty * (_BAR_CELLS - filled), "dim"),
-            ("  " + "  ".join(self._facts()), ""),
-            (f"  {seconds}", "dim"),
-            no_wrap=True,
-            overflow="ellipsis",
-        )
+        bar = [(full * filled, "green"), (empty * (cells - filled) + "  ", "dim")] if cells else []
+        return Text.assemble((name, "bold"), *bar, facts, no_wrap=True, overflow="ellipsis")
 
     def _print(self, line: str) -> None:
         self._file.write(line + "\n")
