@@ -128,11 +128,14 @@ def _problem(cls: type[BaseModel], detail: ErrorDetails) -> str:
 def _fields(cls: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         annotation = cls.model_fields[part].annotation
-        choices = get_args(annotation) or (annotation,)
-        section = next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)), None)
-        if section is None:
+        sections = [
+            choice
+            for choice in get_args(annotation) or (annotation,)
+            if isinstance(choice, type) and issubclass(choice, BaseModel)
+        ]
+        if not sections:
             return []
-        cls = section
+        cls = sections[0]
     return sorted(cls.model_fields)
 
 

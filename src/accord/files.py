@@ -97,7 +97,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_error(error: OSError, path: Path) -> ResourceError | None:
-    """The ResourceError that explains `error`, which came up while `path` was written; None if it is of another kind."""
+    """The ResourceError that explains `error`, raised while `path` was written; None if it is of another kind."""
     if error.errno in _FULL:
         free = shutil.disk_usage(_existing(path)).free
         return ResourceError(
