@@ -20,7 +20,7 @@ __all__ = ["Config", "dump_toml", "merge", "parse_assignments", "read_toml"]
 class Config(BaseModel):
     """Base of every settings class: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str = "settings") -> Self:
@@ -44,6 +44,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         fix = "Check the path given to --config."
         raise ConfigError("No such configuration file.", where=str(path), fix=fix) from None
+    except OSError as error:
+        fix = "Give --config a TOML file that you may read."
+        raise ConfigError(f"Cannot read this: {error.strerror}.", where=str(path), fix=fix) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fix = "See https://toml.io for the syntax."
         raise ConfigError(f"Not valid TOML: {error}.", where=str(path), fix=fix) from None
@@ -66,10 +69,16 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                fix = "Give the whole setting or its parts, not both."
-                raise ConfigError(f"{assignment!r} contradicts an earlier value of {parent!r}.", where="--set", fix=fix)
+                raise _contradiction(assignment)
+        if isinstance(node.get(leaf), dict):
+            raise _contradiction(assignment)
         node[leaf] = value
     return values
+
+
+def _contradiction(assignment: str) -> ConfigError:
+    fix = "Give the whole setting or its parts, not both."
+    return ConfigError(f"{assignment!r} contradicts an earlier --set.", where="--set", fix=fix)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
