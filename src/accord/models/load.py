@@ -1,0 +1,166 @@
+"""Load a policy or a reward model from a hub id, a directory, or `starter`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from accord.errors import ModelError
+from accord.models.allocator import keep_memory
+from accord.models.attention import ATTENTION
+from accord.models.network import Network, Policy, RewardModel
+from accord.models.packing import pack
+from accord.models.starter import STARTER, starter_directory
+from accord.models.trees import Branch, Tree
+
+__all__ = ["default_device", "load_policy", "load_reward_model", "load_tokenizer"]
+
+
+def default_device() -> torch.device:
+    """The first CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(name: str, *, chat_template: str | None = None, device: torch.device | None = None) -> Policy:
+    """Load a causal language model in float32 with its tokenizer.
+
+    Args:
+        name: a hub id, a directory (a whole model or a LoRA adapter), or `starter`.
+        chat_template: a Jinja template that replaces the model's own.
+
+    Raises:
+        ModelError: it cannot be found or is no causal language model.
+    """
+    path = _resolve(name)
+    model = _load(transformers.AutoModelForCausalLM, name, path)
+    return _finish(Policy, model, _tokenizer(name, path, chat_template), device)
+
+
+def load_reward_model(
+    name: str, *, chat_template: str | None = None, device: torch.device | None = None
+) -> RewardModel:
+    """Load a sequence classifier with one output; a language model gets a new, zero-initialised score head."""
+    path = _resolve(name)
+    tokenizer = _tokenizer(name, path, chat_template)
+    model = _load(transformers.AutoModelForSequenceClassification, name, path, num_labels=1)
+    if getattr(model, "score", None) is None:
+        raise ModelError(
+            f"{type(model).__name__} has no `score` head.", where=f"--model {name}", fix="Use a causal LM."
+        )
+    if not _has_score(path):
+        # Zero scores at the start: the first loss is log 2 whatever the seed, and nothing random enters the weights.
+        nn.init.zeros_(model.score.weight)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return _finish(RewardModel, model, tokenizer, device)
+
+
+def load_tokenizer(name: str, *, chat_template: str | None = None) -> Any:
+    """The tokenizer alone, with a padding token that is not a stop token."""
+    return _tokenizer(name, _resolve(name), chat_template)
+
+
+def _resolve(name: str) -> str:
+    if name == STARTER:
+        return str(starter_directory())
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
+        fix = "Give a directory that holds config.json, e.g. runs/<name>/model."
+        raise ModelError("This directory holds no model.", where=f"--model {name}", fix=fix)
+    return name
+
+
+def _is_adapter(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").exists()
+
+
+def _load(auto: Any, name: str, path: str, **options: Any) -> Any:
+    try:
+        if _is_adapter(path):
+            return _load_adapter(auto, path, **options)
+        return auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
+    except (OSError, ValueError) as error:
+        message = str(error).strip().splitlines()[0]
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        fix = (
+            "Hub access is switched off (HF_HUB_OFFLINE=1): give a local directory, or `starter`."
+            if offline
+            else "Give a hub id, a directory with config.json and weights, or `starter`; `accord doctor` tests the hub."
+        )
+        raise ModelError(f"Cannot load this model: {message}", where=f"--model {name}", fix=fix) from None
+
+
+def _load_adapter(auto: Any, path: str, **options: Any) -> Any:
+    import peft
+
+    settings = peft.PeftConfig.from_pretrained(path)
+    base = _load(auto, settings.base_model_name_or_path, _resolve(settings.base_model_name_or_path), **options)
+    return peft.PeftModel.from_pretrained(base, path).merge_and_unload()
+
+
+def _tokenizer(name: str, path: str, chat_template: str | None) -> Any:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        message = str(error).strip().splitlines()[0]
+        fix = "A model directory also needs tokenizer.json."
+        raise ModelError(f"Cannot load its tokenizer: {message}", where=f"--model {name}", fix=fix) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError("The tokenizer has no stop (eos) token.", where=f"--model {name}", fix="Set eos_token in it.")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def _finish(kind: type[Any], model: Any, tokenizer: Any, device: torch.device | None) -> Any:
+    keep_memory()
+    for module in model.modules():
+        # Preference data is small and each row counts: like TRL, no dropout. Masks of a run stay reproducible, too.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for option in ("attention_dropout", "attn_pdrop"):
+            if isinstance(getattr(module, option, None), float):
+                setattr(module, option, 0.0)
+    model.to(device or default_device())
+    network: Network = kind(model, tokenizer)
+    network.branching = _can_branch(network)
+    if not network.branching and getattr(model, "_supports_sdpa", False):
+        model.set_attn_implementation("sdpa")
+    return network
+
+
+def _can_branch(network: Network) -> bool:
+    """Try it: branches must say what the same tokens say alone, one branch must not see the other."""
+    generator = np.random.default_rng(0)
+    size = min(network.model.config.get_text_config().vocab_size, 1000)
+    prompt, first, second = (generator.integers(0, size, length) for length in (5, 4, 3))
+    branches = tuple(Branch(tokens, np.ones(len(tokens), bool)) for tokens in (first, second))
+    batch = pack([Tree(prompt, branches, ranks=(0, 1))], 1 << 20)[0].to(network.device)
+    try:
+        with torch.no_grad():
+            together = network.hidden(batch)
+            alone = [
+                network.hidden(pack([Tree(prompt, (branch,))], 1 << 20)[0].to(network.device))[
+                    5 : 5 + len(branch.tokens_L)
+                ]
+                for branch in branches
+            ]
+    except TypeError:
+        return False
+    tree = batch.layout[0]
+    pairs = zip(tree.branches, alone, strict=True)
+    return all(
+        torch.allclose(together[span.start : span.start + span.length], expected, atol=1e-3, rtol=1e-3)
+        for span, expected in pairs
+    )
+
+
+def _has_score(path: str) -> bool:
+    config = Path(path) / "config.json"
+    return config.exists() and "ForSequenceClassification" in config.read_text(encoding="utf-8")

@@ -1,0 +1,113 @@
+"""Per-token log-probabilities from hidden states, in chunks of rows: [tokens × vocabulary] never stands in memory.
+
+N = rows (one per token that carries loss), D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Head", "token_logprobs"]
+
+_CHUNK_BYTES = 64 << 20
+"""Float32 logits of one chunk."""
+_KEEP_BYTES = 256 << 20
+"""Logits up to this size are kept for backward; larger ones are computed again (a fourth product instead of three)."""
+
+
+class Head:
+    """The language-model head: logits = cap(scale · (h Wᵀ + b))."""
+
+    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None, *, scale: float = 1.0, softcap: float | None = None):
+        self.weight_VD, self.bias_V, self.scale, self.softcap = weight_VD, bias_V, scale, softcap
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] in the precision of autocast, or of the weight."""
+        weight, bias = _cast(self.weight_VD, hidden_ND), self.bias_V
+        return _logits(hidden_ND.to(weight.dtype), weight, bias, self.scale, self.softcap)
+
+
+def token_logprobs(head: Head, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
+    """log p(target | hidden) [N], float32, in nats; differentiable in the hidden states and the head."""
+    weight = _cast(head.weight_VD, hidden_ND)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        result: Tensor = _TokenLogprobs.apply(
+            hidden_ND.to(weight.dtype), weight, head.bias_V, target_N, head.scale, head.softcap
+        )
+    return result
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
+        normaliser_N = torch.empty_like(logprobs_N)
+        size = len(hidden_ND) * weight_VD.shape[0] * weight_VD.element_size()
+        keep = size <= _KEEP_BYTES and any(ctx.needs_input_grad)
+        kept: list[Tensor] = []
+        for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
+            logits = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap)
+            normaliser_N[rows] = torch.logsumexp(logits.float(), dim=-1)
+            logprobs_N[rows] = logits.gather(1, target_N[rows, None])[:, 0].float() - normaliser_N[rows]
+            if keep:
+                kept.append(logits)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, normaliser_N)
+        ctx.kept, ctx.scale, ctx.softcap = kept, scale, softcap
+        return logprobs_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """∂ℓ/∂z = onehot(target) − softmax(z), then through the cap, the scale and the product."""
+        hidden_ND, weight_VD, bias_V, target_N, normaliser_N = ctx.saved_tensors
+        grad_N = grads[0]
+        grad_hidden = torch.empty_like(hidden_ND)
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        for index, rows in enumerate(_chunks(len(hidden_ND), weight_VD.shape[0])):
+            logits = (
+                ctx.kept[index] if ctx.kept else _logits(hidden_ND[rows], weight_VD, bias_V, ctx.scale, ctx.softcap)
+            )
+            slope = (logits.float() - normaliser_N[rows, None]).exp_().mul_(-grad_N[rows, None])
+            slope.scatter_add_(1, target_N[rows, None], grad_N[rows, None])
+            if ctx.softcap is not None:
+                slope.mul_(1 - (logits.float() / ctx.softcap).square_())
+            if ctx.scale != 1.0:
+                slope.mul_(ctx.scale)
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+            slope = slope.to(weight_VD.dtype)
+            grad_hidden[rows] = slope @ weight_VD
+            if grad_weight is not None:
+                grad_weight += slope.T @ hidden_ND[rows]
+        ctx.kept = None
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VD.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias.to(weight.dtype) if bias is not None else None)
+    if scale != 1.0:
+        logits = logits * scale
+    return torch.tanh(logits / softcap) * softcap if softcap is not None else logits
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, _CHUNK_BYTES // (4 * vocabulary))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _cast(weight: Tensor, like: Tensor) -> Tensor:
+    device = like.device.type
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight

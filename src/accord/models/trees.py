@@ -1,0 +1,80 @@
+"""Prompt trees: one prompt with the K completions that branch off it. Every training example is one.
+
+SFT and KTO: K = 1. DPO: K = 2. Reward model: K = 2…9, a ranking. GRPO, RLOO, best-of-n: K = group size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from accord.types import Source
+
+__all__ = ["Branch", "IntArray", "Tree", "with_reference"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One completion. L = its tokens.
+
+    Example: ``Branch(np.array([21187, 2]), np.array([True, True]))``
+    """
+
+    tokens_L: IntArray
+    loss_mask_L: npt.NDArray[np.bool_]
+    """Which tokens carry loss."""
+    reference_L: npt.NDArray[np.float32] | None = None
+    """Log-probabilities under the reference model in nats; zero where `loss_mask_L` is false."""
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """A prompt, its branches, and their order of preference (0 best, equal ranks are a tie).
+
+    Example: ``Tree(np.array([1, 4093, 198]), (chosen, rejected), ranks=(0, 1))``
+    """
+
+    prompt_P: IntArray
+    branches: tuple[Branch, ...]
+    ranks: tuple[int, ...] = (0,)
+    margin: float = 0.0
+    """How much better the best is than the worst, in units of reward, where the data says so."""
+    source: Source | None = None
+
+    def __len__(self) -> int:
+        """Unique tokens: the prompt once, and every completion."""
+        return len(self.prompt_P) + sum(len(branch.tokens_L) for branch in self.branches)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Every (better, worse) pair of branches; ties give none."""
+        order = range(len(self.branches))
+        return tuple((i, j) for i in order for j in order if self.ranks[i] < self.ranks[j])
+
+    @property
+    def has_loss_at_start(self) -> bool:
+        """Whether a first completion token carries loss although no token stands before it to predict it."""
+        return len(self.prompt_P) == 0 and any(bool(branch.loss_mask_L[0]) for branch in self.branches)
+
+    def digest(self) -> str:
+        """A hash of every token and every mask: the key of whatever is computed from this tree."""
+        state = hashlib.blake2b(digest_size=16)
+        for part in (self.prompt_P, *(array for b in self.branches for array in (b.tokens_L, b.loss_mask_L))):
+            state.update(len(part).to_bytes(8, "little"))
+            state.update(np.ascontiguousarray(part).tobytes())
+        return state.hexdigest()
+
+
+def with_reference(tree: Tree, reference: Sequence[npt.NDArray[np.float32]]) -> Tree:
+    """The same tree with reference log-probabilities, one array per branch."""
+    branches = tuple(
+        replace(branch, reference_L=values) for branch, values in zip(tree.branches, reference, strict=True)
+    )
+    return replace(tree, branches=branches)
