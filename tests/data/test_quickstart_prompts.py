@@ -9,8 +9,8 @@ from accord.data.prompts import load
 from accord.types import Prompt, Requirement
 
 NUMBERS = {
-    1: "one", 2: "two", 3: "three", 4: "four", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 15: "fifteen",
-    18: "eighteen", 20: "twenty", 25: "twenty-five",
+    1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 15: "fifteen",
+    18: "eighteen", 20: "twenty", 25: "twenty-five", 30: "thirty",
 }  # fmt: skip
 PHRASES = {
     "all_lowercase": "lower case|no capital letters",
@@ -19,7 +19,7 @@ PHRASES = {
     "json": "JSON object",
     "no_commas": "comma",
     "numbered_list": "numbered list",
-    "sentences": "one sentence|single sentence|one clear sentence",
+    "sentences": "one sentence|single sentence|one clear sentence|two sentences",
 }
 QUOTED = {"contains": "keyword", "excludes": "keyword", "starts_with": "text"}
 SIGNS = {"?": "question mark", "!": "exclamation mark"}
