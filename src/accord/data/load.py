@@ -1,0 +1,164 @@
+"""From what `--data` names to the records that one kind of training uses. Fails loudly; drops nothing silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, overload
+
+from accord.data.formats import read_row
+from accord.data.formats.base import row_id
+from accord.data.problems import OnProblem, Problem
+from accord.data.sources import Row, read_rows
+from accord.data.usable import KINDS, Kind, flaws, pairs, unusable, usable
+from accord.errors import ConfigError, EmptyDataError, RowError, UnknownNameError, unknown_name
+from accord.types import Demonstration, PreferencePair, Prompt, Ranking, Record, Source
+
+__all__ = ["UNREAD", "LoadedData", "load", "read_records", "require_kind"]
+
+T = TypeVar("T", bound=Record, covariant=True)
+
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedData(Generic[T]):
+    """Records of one kind, and the rows that were left out: the places, by cause.
+
+    Example: ``LoadedData([Demonstration("2 + 2 =", " 4")], rows=2, dropped={"empty": [Source("sums.jsonl", 2)]})``
+    """
+
+    records: list[T]
+    rows: int
+    dropped: dict[str, list[Source]]
+
+    def summary(self) -> str:
+        """One line: ``98 records from 100 rows; dropped 2: empty 2 (a.jsonl:3, a.jsonl:9)``."""
+        line = f"{len(self.records):,} records from {self.rows:,} rows"
+        if not self.dropped:
+            return line
+        causes = [f"{rule} {len(places)} ({_places(places)})" for rule, places in self.dropped.items()]
+        return f"{line}; dropped {sum(map(len, self.dropped.values())):,}: {', '.join(causes)}"
+
+
+@overload
+def load(
+    spec: str, kind: Literal["sft"], limit: int | None = ..., *, skip_bad: bool = ...
+) -> LoadedData[Demonstration]: ...
+@overload
+def load(
+    spec: str, kind: Literal["reward"], limit: int | None = ..., *, skip_bad: bool = ...
+) -> LoadedData[PreferencePair | Ranking]: ...
+@overload
+def load(
+    spec: str, kind: Literal["dpo"], limit: int | None = ..., *, skip_bad: bool = ...
+) -> LoadedData[PreferencePair]: ...
+@overload
+def load(
+    spec: str, kind: Literal["prompts"], limit: int | None = ..., *, skip_bad: bool = ...
+) -> LoadedData[Prompt]: ...
+
+
+def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = False) -> LoadedData[Record]:
+    """Read the records that `kind` uses.
+
+    Lossless conversions are made: a ranking gives DPO all its strictly ordered pairs, and any row gives its prompt for
+    ``kind="prompts"`` (the row's `id`, else its file:line, names it). Others are refused: the chosen side of a pair is
+    not a demonstration unless you say so.
+
+    Args:
+        spec: a file, a directory or a hub id (`accord.data.sources.read_rows`).
+        kind: what the records are for.
+        limit: stop after this many records; rows after that are not read.
+        skip_bad: leave out rows that cannot be used and list them in `dropped`, instead of failing.
+
+    Raises:
+        RowError: rows that cannot be used: up to 5 with file:line, and how many there are.
+        EmptyDataError, MissingDataError, DataError: nothing to read.
+    """
+    require_kind(kind)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"The limit must be at least 1, not {limit}.", fix="Leave it out to read everything.")
+    problems: list[Problem] = []
+    records: list[Record] = []
+    ids: set[str] = set()
+    rows = 0
+    for source, row, found in read_records(spec, problems.append):
+        rows += 1
+        result = _use(found, kind, source, row_id(row, source), ids)
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            records += result
+        if limit is not None and len(records) >= limit:
+            records = records[:limit]
+            break
+    rows += sum(problem.rule in UNREAD for problem in problems)
+    if problems and not skip_bad:
+        raise _failure(problems, rows, spec, kind)
+    dropped: dict[str, list[Source]] = {}
+    for problem in problems:
+        dropped.setdefault(problem.rule, []).append(problem.source)
+    loaded = LoadedData(records, rows, dropped)
+    if not records:
+        raise EmptyDataError(f"No row can be used for {kind}: {loaded.summary()}.", where=spec, fix=problems[0].fix)
+    return loaded
+
+
+UNREAD = frozenset(["encoding", "json", "csv", "schema"])
+"""Rules of rows that never became records."""
+
+
+def read_records(spec: str, on_problem: OnProblem) -> Iterator[tuple[Source, Row, list[Record]]]:
+    """Yield every row that has a known format with its records; hand the others to `on_problem`."""
+    for source, row in read_rows(spec, on_problem):
+        try:
+            records = read_row(row, source)
+        except RowError as error:
+            on_problem(Problem("schema", source, error.what, error.fix))
+        else:
+            yield source, row, records
+
+
+def require_kind(kind: str) -> Kind:
+    """Check the name of a kind."""
+    for known in KINDS:
+        if kind == known:
+            return known
+    raise UnknownNameError(unknown_name("kind of data", kind, KINDS))
+
+
+def _use(found: list[Record], kind: Kind, source: Source, prompt_id: str, ids: set[str]) -> list[Record] | Problem:
+    """The records of one row as `kind` uses them, or the first reason why not."""
+    selected = usable(found, kind, prompt_id)
+    if not selected:
+        return unusable(found[0], kind).at(source)
+    for record in selected:
+        flaw = next(flaws(record), None)
+        if flaw is not None:
+            return flaw.at(source)
+        if isinstance(record, Prompt):
+            if record.id in ids:
+                fix = "Give every row its own id, or remove the column id."
+                return Problem("duplicate-id", source, f"Another prompt has the id {record.id!r}.", fix)
+            ids.add(record.id)
+    if kind == "dpo":
+        return [pair for record in selected for pair in (pairs(record) if isinstance(record, Ranking) else [record])]
+    return selected
+
+
+def _failure(problems: list[Problem], rows: int, spec: str, kind: Kind) -> RowError:
+    if len(problems) == 1:
+        return problems[0].error
+    shown = problems[:_LISTED]
+    listed = [f"\n  {problem.source}: {problem.what}" for problem in shown]
+    more = f"\n  ... and {len(problems) - len(shown):,} more" if len(problems) > len(shown) else ""
+    fixes = dict.fromkeys(problem.fix for problem in shown if problem.fix)
+    advice = "\n  → ".join([*fixes, f"`accord data check --data {spec}` shows every problem by rule."])
+    what = f"{len(problems):,} of {rows:,} rows cannot be used for {kind}:{''.join(listed)}{more}"
+    return RowError(what, where=spec, fix=advice)
+
+
+def _places(places: list[Source]) -> str:
+    more = ", ..." if len(places) > _LISTED else ""
+    return ", ".join(map(str, places[:_LISTED])) + more
