@@ -1,0 +1,1 @@
+"""Measure a trained model against its baseline, and a reward model against people; write the report."""

@@ -1,0 +1,270 @@
+"""The report as one self-contained HTML page: own style sheet, inline SVG, no script, nothing from the network.
+
+Texts of models and data are hostile until proven otherwise: everything is escaped, and the page forbids scripts itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from accord.evaluate.compare import Comparison, Measure
+from accord.evaluate.report import words
+from accord.evaluate.report.charts import Charts
+from accord.evaluate.report.record import Report, change_of, random_sample, sorted_outcomes, summary
+from accord.evaluate.reward import RewardReport
+from accord.stats.intervals import Interval
+
+__all__ = ["render_html"]
+
+# What a person looks at first in a training run; other metrics are in metrics.jsonl.
+_CURVES = ("loss", "accuracy", "margin", "reward_margin", "kl", "grad_norm")
+_CURVES_PER_STAGE = 3
+_BADGES = {"improved": "meets more", "regressed": "meets fewer", "unchanged": "unchanged"}
+
+
+def render_html(report: Report) -> str:
+    """The whole page."""
+    comparison = report.comparison
+    rows = _forest(comparison)
+    charts = Charts()
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            comparison=comparison,
+            summary=summary(report),
+            style=Markup(files("accord.evaluate.report").joinpath("page.css").read_text(encoding="utf-8")),
+            words=words,
+            zip=zip,
+            tiles=_tiles(report),
+            forest=rows,
+            scale=_points_scale(rows),
+            unit_scale=Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), zero=0.5, factor=100, suffix=" %"),
+            distributions=_distributions(comparison, charts),
+            accuracies=_accuracies(report.reward) if report.reward else [],
+            panel_simulated=report.simulated or (report.panel is not None and report.panel.simulated),
+            training=_training(report.training, charts),
+            longest=max(report.stage_seconds.values(), default=0.0) or 1.0,
+            **_texts(comparison),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("accord.evaluate.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Maps a value to a percentage of a plot's width; `factor` and `suffix` say how ticks read."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    zero: float = 0.0
+    factor: float = 1.0
+    suffix: str = ""
+
+    def __call__(self, value: float) -> str:
+        return f"{100 * (value - self.low) / (self.high - self.low):.2f}"
+
+    def label(self, tick: float) -> str:
+        """The tick in words."""
+        return f"{tick * self.factor:g}{self.suffix}".replace("-", "−")
+
+
+def _points_scale(rows: list[dict[str, Any]]) -> Scale:
+    """Symmetric around zero, wide enough for every interval."""
+    reach = max((abs(row[end]) for row in rows for end in ("low", "high")), default=0.1)
+    step = next(step for step in (0.05, 0.1, 0.2, 0.25, 0.5) if 2 * step >= reach or step == 0.5)
+    return Scale(-2 * step, 2 * step, tuple(step * tick for tick in (-2, -1, 0, 1, 2)), factor=100)
+
+
+def _tiles(report: Report) -> list[dict[str, Any]]:
+    comparison = report.comparison
+    tiles: list[dict[str, Any]] = []
+    for name, measure in _headlines(comparison).items():
+        verdict = comparison.verdicts[name]
+        if measure is None:
+            reason = report.not_measured.get(name, "no data for it in this run")
+            tiles.append(_tile(name, "missing", verdict, None, [reason]))
+            continue
+        style = {"Better": "better", "Worse": "worse"}.get(verdict, "open")
+        tiles.append(_tile(name, style, verdict, words.change(name, measure.difference), _evidence(measure)))
+    length = comparison.length
+    now = words.value("length", length.after)
+    notes = [
+        f"from {words.value('length', length.before)}",
+        words.interval("length", length.interval),
+        f"n = {length.n}",
+    ]
+    tiles.append(_tile("length", "cost", now, words.change("length", length.difference), notes))
+    if comparison.kl is None:
+        reason = report.not_measured.get("kl", "no data for it in this run")
+        tiles.append(_tile("kl", "missing", "Not measured", None, [reason]))
+    else:
+        bounds = comparison.kl.interval
+        notes = [words.numbers(bounds), f"n = {comparison.kl.n}"]
+        tiles.append(_tile("kl", "cost", f"{comparison.kl.mean:.2f} nats", "per answer", notes))
+    return tiles
+
+
+def _tile(name: str, style: str, verdict: str, change: str | None, notes: list[str]) -> dict[str, Any]:
+    return {"label": words.LABELS[name], "style": style, "verdict": verdict, "change": change, "notes": notes}
+
+
+def _headlines(comparison: Comparison) -> dict[str, Measure | None]:
+    return {name: getattr(comparison, name) for name in comparison.verdicts}
+
+
+def _evidence(measure: Measure) -> list[str]:
+    before, after = words.value(measure.name, measure.before), words.value(measure.name, measure.after)
+    bounds = words.interval(measure.name, measure.interval)
+    p = words.p_value(measure.p_adjusted if measure.p_adjusted is not None else measure.p_value)
+    return [f"{before} → {after}", bounds, f"{p} · n = {measure.n}"]
+
+
+def _forest(comparison: Comparison) -> list[dict[str, Any]]:
+    rows = []
+    for measure in (comparison.pass_rate, comparison.requirements):
+        if measure is not None:
+            rows.append({"label": words.LABELS[measure.name], "headline": True, **_forest_numbers(measure)})
+    for kind in sorted(comparison.kinds, key=lambda kind: -kind.difference):
+        rows.append({"label": kind.kind.replace("_", " "), "headline": False, **_forest_numbers(kind)})
+    return rows
+
+
+def _forest_numbers(measure: Any) -> dict[str, Any]:
+    bounds: Interval = measure.interval
+    return {
+        "n": measure.n,
+        "before": words.percent(measure.before),
+        "after": words.percent(measure.after),
+        "low": bounds.low,
+        "point": measure.difference,
+        "high": bounds.high,
+        "direction": "up" if bounds.low > 0 else "down" if bounds.high < 0 else "",
+        "difference": words.change("pass_rate", measure.difference, unit=False),
+        "interval": words.interval("pass_rate", bounds),
+    }
+
+
+def _distributions(comparison: Comparison, charts: Charts) -> list[dict[str, Any]]:
+    outcomes, length = comparison.outcomes, comparison.length
+    shown = [
+        {
+            "title": "Length",
+            "note": f"per answer: {words.value('length', length.before)} → {words.value('length', length.after)}",
+            "svg": charts.distributions(
+                [row.tokens_before for row in outcomes], [row.tokens_after for row in outcomes], "tokens"
+            ),
+        }
+    ]
+    if (reward := comparison.reward) is not None:
+        pairs = [
+            (row.reward_before, row.reward_after)
+            for row in outcomes
+            if row.reward_before is not None and row.reward_after is not None
+        ]
+        margin = f"margin over the baseline {words.change('reward', reward.difference)}"
+        shown.append(
+            {
+                "title": "Reward",
+                "note": f"{margin} ({words.interval('reward', reward.interval)})",
+                "svg": charts.distributions([pair[0] for pair in pairs], [pair[1] for pair in pairs], "reward"),
+            }
+        )
+    if comparison.kl is not None:
+        shown.append(
+            {
+                "title": "KL from the baseline",
+                "note": "log-ratio summed over each answer, nats",
+                "svg": charts.distribution([row.kl for row in outcomes if row.kl is not None], "nats"),
+            }
+        )
+    return shown
+
+
+def _accuracies(reward: RewardReport) -> list[dict[str, Any]]:
+    named = {
+        "Reward model": reward.accuracy,
+        "Ceiling: one annotator": reward.ceiling,
+        "Longer wins": reward.longer_wins,
+    }
+    return [
+        {
+            "label": label,
+            "headline": accuracy is reward.accuracy,
+            "n": accuracy.n,
+            "low": accuracy.interval.low,
+            "point": accuracy.value,
+            "high": accuracy.interval.high,
+            "direction": "up" if accuracy is reward.accuracy and accuracy.interval.low > 0.5 else "",
+            "value": words.percent(accuracy.value, 1),
+            "interval": words.shares(accuracy.interval),
+        }
+        for label, accuracy in named.items()
+        if accuracy is not None
+    ]
+
+
+def _training(training: Mapping[str, Sequence[Mapping[str, float]]], charts: Charts) -> list[dict[str, Any]]:
+    stages = []
+    for name, rows in training.items():
+        known = [metric for metric in _CURVES if any(metric in row for row in rows)][:_CURVES_PER_STAGE]
+        drawn = []
+        for metric in known:
+            points = [(row["step"], row[metric]) for row in rows if metric in row]
+            first, last = points[0][1], points[-1][1]
+            drawn.append(
+                {
+                    "title": metric.replace("_", " "),
+                    "note": f"{first:.3g} → {last:.3g}".replace("-", "−"),
+                    "svg": charts.curve([step for step, _ in points], [value for _, value in points], metric),
+                }
+            )
+        if drawn:
+            stages.append({"name": name, "note": f"{len(rows)} steps logged", "charts": drawn})
+    return stages
+
+
+def _texts(comparison: Comparison) -> dict[str, Any]:
+    sample = random_sample(comparison)
+    cards = [
+        {
+            "outcome": outcome,
+            "change": change_of(outcome),
+            "badge": _badge(outcome.passed_before, outcome.passed_after) or _BADGES[change_of(outcome)],
+            "random": outcome.prompt_id in sample,
+        }
+        for outcome in sorted_outcomes(comparison)
+    ]
+    counts = {change: sum(card["change"] == change for card in cards) for change in _BADGES}
+    filters = [
+        {"key": "random", "label": "Random sample", "count": len(sample)},
+        {"key": "regressed", "label": "Regressed", "count": counts["regressed"]},
+        {"key": "improved", "label": "Improved", "count": counts["improved"]},
+        {"key": "unchanged", "label": "Unchanged", "count": counts["unchanged"]},
+        {"key": "all", "label": "All", "count": len(cards)},
+    ]
+    return {"cards": cards, "filters": filters}
+
+
+def _badge(before: bool, after: bool) -> str | None:
+    """What happened to the prompt as a whole, where that changed."""
+    return None if before == after else "now passes" if after else "no longer passes"

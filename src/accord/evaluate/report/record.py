@@ -1,0 +1,112 @@
+"""What a report is made of. HTML, Markdown and JSON are three views of this one record."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from accord.evaluate.compare import Comparison, PairedOutcome
+from accord.evaluate.reward import Accuracy, RewardReport
+from accord.stats.intervals import Interval
+
+__all__ = ["Change", "Panel", "Report", "as_json", "change_of", "random_sample", "sorted_outcomes"]
+
+RANDOM_SAMPLE = 10
+
+Change = Literal["improved", "regressed", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Who gave the preferences, and how far they agree.
+
+    `agreement` is the mean pairwise agreement (0 … 1), `alpha` Krippendorff's α with its 95 % interval, `ceiling` how
+    often a single annotator agrees with the labels that the reward model was tested on.
+
+    Example: ``Panel(("sim-a", "sim-b", "sim-c"), simulated=True, agreement=0.78, alpha=0.52)``
+    """
+
+    annotators: tuple[str, ...]
+    simulated: bool
+    agreement: float
+    alpha: float
+    interval: Interval | None = None
+    ceiling: Accuracy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that the page shows.
+
+    `simulated` marks the whole report: its preferences come from a program, not from people. `training` maps a stage to
+    its rows of metrics.jsonl, `stage_seconds` a stage to its duration, `not_measured` a thing to the reason why it was
+    not measured, `provenance` a name (data, model, seeds, versions, hashes) to its value. `peak_memory` is in bytes.
+    """
+
+    title: str
+    simulated: bool
+    baseline: str
+    candidate: str
+    comparison: Comparison
+    reward: RewardReport | None = None
+    panel: Panel | None = None
+    training: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory: int | None = None
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    next_commands: Sequence[str] = ()
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values; `simulated` and `summary` come first."""
+    return {"simulated": report.simulated, "summary": summary(report), **_plain(asdict(report))}
+
+
+def summary(report: Report) -> str:
+    """The result in one sentence."""
+    measured = report.comparison.headlines
+    better = sum(measure.verdict == "Better" for measure in measured)
+    worse = sum(measure.verdict == "Worse" for measure in measured)
+    if not measured:
+        return "No headline metric was measured."
+    total = f"{len(measured)} headline metric{'s' * (len(measured) > 1)}"
+    if better and not worse:
+        return f"Better than its baseline on {better} of {total}, worse on none."
+    if worse and not better:
+        return f"Worse than its baseline on {worse} of {total}, better on none."
+    if better and worse:
+        return f"Mixed: better than its baseline on {better} of {total}, worse on {worse}."
+    return f"No difference from its baseline can be told on {total}."
+
+
+def change_of(outcome: PairedOutcome) -> Change:
+    """Whether the share of requirements met went up, down, or stayed."""
+    return "improved" if outcome.change > 0 else "regressed" if outcome.change < 0 else "unchanged"
+
+
+def sorted_outcomes(comparison: Comparison) -> list[PairedOutcome]:
+    """Biggest changes first, whatever their direction; of equal ones the regression first."""
+    return sorted(comparison.outcomes, key=lambda outcome: (-abs(outcome.change), outcome.change, outcome.prompt_id))
+
+
+def random_sample(comparison: Comparison) -> set[str]:
+    """Prompt ids of a sample that nobody picked: the same for the same prompts, whatever the models answered."""
+    ids = sorted(outcome.prompt_id for outcome in comparison.outcomes)
+    return set(random.Random("report").sample(ids, min(RANDOM_SAMPLE, len(ids))))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists, mappings dictionaries with string keys; a number that JSON cannot hold becomes null."""
+    if isinstance(value, Interval):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,106 @@
+"""How numbers and metrics read, the same in HTML and in Markdown."""
+
+from __future__ import annotations
+
+from accord.evaluate.compare import Comparison, Measure
+from accord.stats.intervals import Interval
+
+__all__ = [
+    "LABELS",
+    "change",
+    "duration",
+    "interval",
+    "numbers",
+    "p_value",
+    "percent",
+    "power",
+    "shares",
+    "test_name",
+    "value",
+]
+
+LABELS = {
+    "pass_rate": "Prompts fully met",
+    "requirements": "Requirements met",
+    "reward": "Reward",
+    "length": "Length",
+    "kl": "KL from the baseline",
+}
+
+_UNITS = {"length": " tokens"}
+_SHARES = ("pass_rate", "requirements")
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.584 → "58 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def value(name: str, number: float) -> str:
+    """A level: "58 %", "41.2 tokens", "0.83"."""
+    return percent(number) if name in _SHARES else f"{_signless(number)}{_UNITS.get(name, '')}"
+
+
+def change(name: str, number: float, *, unit: bool = True) -> str:
+    """A difference, always with its sign: "+33 points", "−4.1 tokens", "+0.83"."""
+    if name in _SHARES:
+        return _signed(100 * number, 1) + (" points" if unit else "")
+    digits = 1 if name == "length" else 2
+    return _signed(number, digits) + (_UNITS.get(name, "") if unit else "")
+
+
+def interval(name: str, bounds: Interval) -> str:
+    """A 95 % interval of a difference: "+24.0 … +42.0"."""
+    return f"{change(name, bounds.low, unit=False)} … {change(name, bounds.high, unit=False)}"
+
+
+def shares(bounds: Interval) -> str:
+    """A 95 % interval of a share: "60.3 … 70.9 %"."""
+    return f"{100 * bounds.low:.1f} … {100 * bounds.high:.1f} %"
+
+
+def numbers(bounds: Interval) -> str:
+    """A 95 % interval of a plain number: "0.47 … 0.58"."""
+    return _minus(f"{bounds.low:.2f} … {bounds.high:.2f}")
+
+
+def p_value(number: float) -> str:
+    """ "p = 0.03", "p < 0.001"."""
+    return "p < 0.001" if number < 0.001 else f"p = {number:.3f}" if number < 0.1 else f"p = {number:.2f}"
+
+
+def power(comparison: Comparison) -> str:
+    """How many differences exceed noise, and how small a one could have been seen."""
+    measured = comparison.headlines
+    clear = sum(measure.verdict in ("Better", "Worse") for measure in measured)
+    verb = "exceeds" if clear == 1 else "exceed"
+    text = f"{clear} of {len(measured)} headline differences {verb} noise on {comparison.n} prompts."
+    if comparison.detectable is None:
+        return text
+    return f"{text} A change of the pass rate of {100 * comparison.detectable:.1f} points or more could have been seen."
+
+
+def test_name(measure: Measure) -> str:
+    """Which test gave the p-value."""
+    return "exact McNemar test" if measure.name == "pass_rate" else "paired permutation test"
+
+
+def duration(seconds: float) -> str:
+    """75 → "1 min 15 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def _signless(number: float) -> str:
+    return _minus(f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}")
+
+
+def _signed(number: float, digits: int) -> str:
+    return _minus(f"{round(number, digits) + 0.0:+.{digits}f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
