@@ -26,7 +26,7 @@ def _requirement(item: Any, source: Source) -> Requirement:
     try:
         return parse(options)
     except ConfigError as error:
-        raise RowError(error.what, where=str(source), fix=error.fix) from None
+        raise RowError(error.what, where=str(source), fix=error.fix or "Mend its kind and options.") from None
 
 
 FORMATS.add("requirements", Format(("prompt", "requirements"), "Prompt", read))

@@ -1,0 +1,96 @@
+"""`accord data check` and `accord data show` as a person sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accord.cli.data import check, show
+from accord.errors import EmptyDataError, RowError
+
+PAIR = {"prompt": "Name a bird.", "chosen": "A wren.", "rejected": "A trout.", "margin": 1.5}
+
+
+def write(folder: Path, *rows: object) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_check_passes_on_good_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(write(tmp_path, PAIR)) == 0
+    out = capsys.readouterr().out
+    assert "1 rows, 1 PreferencePair" in out
+    assert "No problem found." in out
+
+
+def test_check_fails_with_rule_place_and_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path, PAIR, PAIR | {"chosen": ""})
+    assert check(spec) == 1
+    out = capsys.readouterr().out
+    assert "error empty" in out
+    assert f"{spec}:2" in out
+    assert "→ Remove the row" in out
+
+
+def test_a_warning_alone_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(write(tmp_path, PAIR, PAIR)) == 0
+    assert "warning duplicate" in capsys.readouterr().out
+
+
+def test_show_prints_the_first_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    spec = write(tmp_path, PAIR, {"messages": messages}, {"prompt": "not shown"})
+    show(spec, rows=2)
+    out = capsys.readouterr().out
+    for part in (f"{spec}:1", "Name a bird.", "A wren.", "A trout.", "margin: 1.5", "completion, assistant", "Hello"):
+        assert part in out
+    assert "not shown" not in out
+
+
+def test_show_prints_what_other_records_carry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    requirement = {"kind": "max_words", "count": 3}
+    rows = [
+        {"id": "r-1", "prompt": "Name a bird.", "requirements": [requirement]},
+        {"prompt": "p", "completions": ["x", "y"], "ranks": [2, 1]},
+        {"prompt": "p", "completion": "x", "label": False},
+    ]
+    show(write(tmp_path, *rows))
+    out = capsys.readouterr().out
+    for part in ("id: r-1", "max_words: {'count': 3}", "completion 1 (rank 1)", "completion 2 (rank 0)", "label: bad"):
+        assert part in out
+
+
+def test_show_uses_the_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path, {"prompt": "p", "completions": ["x", "y"], "ranks": [2, 1]})
+    show(spec, kind="dpo")
+    assert "PreferencePair" in capsys.readouterr().out
+    with pytest.raises(RowError, match="cannot be used for sft"):
+        show(spec, kind="sft")
+    with pytest.raises(EmptyDataError):
+        show(spec, rows=0)
+
+
+def test_the_data_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show(write(tmp_path, {"prompt": "\x1b[2Jcleared \u202e and [bold]markup[/bold]", "completion": "c"}))
+    out = capsys.readouterr().out
+    assert "\x1b[2J" not in out
+    assert "\u202e" not in out
+    assert r"\x1b[2Jcleared \u202e and [bold]markup[/bold]" in out
+
+
+def test_the_module_is_light() -> None:
+    code = (
+        "import sys, accord.cli.data; sys.exit(str({'torch', 'datasets', 'pyarrow', 'transformers'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
