@@ -45,6 +45,7 @@ def render_html(report: Report) -> str:
             words=words,
             zip=zip,
             tiles=_tiles(report),
+            missing=words.missing(comparison, report.not_measured),
             forest=rows,
             scale=_points_scale(rows),
             unit_scale=Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), zero=0.5, factor=100, suffix=" %"),
@@ -96,13 +97,12 @@ def _points_scale(rows: list[dict[str, Any]]) -> Scale:
 
 
 def _tiles(report: Report) -> list[dict[str, Any]]:
-    comparison = report.comparison
+    comparison, absent = report.comparison, words.missing(report.comparison, report.not_measured)
     tiles: list[dict[str, Any]] = []
     for name, measure in _headlines(comparison).items():
         verdict = comparison.verdicts[name]
         if measure is None:
-            reason = report.not_measured.get(name, "no data for it in this run")
-            tiles.append(_tile(name, "missing", verdict, None, [reason]))
+            tiles.append(_tile(name, "missing", verdict, None, [absent[words.LABELS[name]]]))
             continue
         style = {"Better": "better", "Worse": "worse"}.get(verdict, "open")
         tiles.append(_tile(name, style, verdict, words.change(name, measure.difference), _evidence(measure)))
@@ -115,8 +115,7 @@ def _tiles(report: Report) -> list[dict[str, Any]]:
     ]
     tiles.append(_tile("length", "cost", now, words.change("length", length.difference), notes))
     if comparison.kl is None:
-        reason = report.not_measured.get("kl", "no data for it in this run")
-        tiles.append(_tile("kl", "missing", "Not measured", None, [reason]))
+        tiles.append(_tile("kl", "missing", "Not measured", None, [absent[words.LABELS["kl"]]]))
     else:
         bounds = comparison.kl.interval
         notes = [words.numbers(bounds), f"n = {comparison.kl.n}"]

@@ -30,7 +30,7 @@ def render_markdown(report: Report) -> str:
         _examples(report, "improved"),
         _facts("Time and memory", {stage: words.duration(seconds) for stage, seconds in report.stage_seconds.items()}),
         f"Peak memory: {report.peak_memory / 1e9:.1f} GB." if report.peak_memory else "",
-        _facts("What was not measured", report.not_measured),
+        _facts("What was not measured", words.missing(report.comparison, report.not_measured)),
         _facts("Provenance", report.provenance),
         "## Next\n\n" + _indented("\n".join(report.next_commands)) if report.next_commands else "",
     ]
@@ -53,7 +53,7 @@ def _headlines(report: Report) -> str:
                 words.value(name, measure.after),
                 words.change(name, measure.difference),
                 words.interval(name, measure.interval),
-                f"{words.p_value(measure.p_adjusted or 0.0)} ({words.test_name(measure)}, Holm)",
+                f"{words.p_value(measure.p_adjusted or 0.0)} ({words.which_test(measure)}, Holm)",
                 str(measure.n),
             ]
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from accord.evaluate.compare import Comparison, Measure
 from accord.stats.intervals import Interval
 
@@ -10,13 +12,14 @@ __all__ = [
     "change",
     "duration",
     "interval",
+    "missing",
     "numbers",
     "p_value",
     "percent",
     "power",
     "shares",
-    "test_name",
     "value",
+    "which_test",
 ]
 
 LABELS = {
@@ -27,6 +30,7 @@ LABELS = {
     "kl": "KL from the baseline",
 }
 
+NO_DATA = "no data for it in this run"
 _UNITS = {"length": " tokens"}
 _SHARES = ("pass_rate", "requirements")
 
@@ -80,7 +84,13 @@ def power(comparison: Comparison) -> str:
     return f"{text} A change of the pass rate of {100 * comparison.detectable:.1f} points or more could have been seen."
 
 
-def test_name(measure: Measure) -> str:
+def missing(comparison: Comparison, reasons: Mapping[str, str]) -> dict[str, str]:
+    """What was not measured and why, by its label; a metric without data stands there even if nobody gave a reason."""
+    absent = [name for name in (*comparison.verdicts, "kl") if getattr(comparison, name) is None]
+    return {LABELS.get(name, name): reason for name, reason in {**dict.fromkeys(absent, NO_DATA), **reasons}.items()}
+
+
+def which_test(measure: Measure) -> str:
     """Which test gave the p-value."""
     return "exact McNemar test" if measure.name == "pass_rate" else "paired permutation test"
 
