@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,13 @@ class Network(ABC):
         """The longest sequence that the model was built for."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a turn: the tokenizer's, and those of the generation settings."""
+        extra = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        extra = [extra] if isinstance(extra, int) else extra or []
+        return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *extra]))
+
     def trainable(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -71,14 +80,20 @@ class Network(ABC):
     def __call__(self, batch: MicroBatch) -> Outputs:
         """What the network says of a micro-batch."""
 
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model for a while: with LoRA, that is the reference."""
+        with self.adapter.disable_adapter() if self.adapter else nullcontext():
+            yield
+
     def fingerprint(self) -> str:
         """A hash of the configuration and of every base weight (LoRA layers left out)."""
         state = hashlib.blake2b(digest_size=16)
         state.update(json.dumps(self.model.config.to_diff_dict(), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            if "lora_" not in name:
-                state.update(name.replace(".base_layer", "").encode())
-                state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        weights = {name.replace(".base_layer", ""): tensor for name, tensor in self.model.state_dict().items()}
+        for name in sorted(name for name in weights if "lora_" not in name):
+            state.update(name.encode())
+            state.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return state.hexdigest()
 
     def save(self, directory: Path) -> None:

@@ -1,0 +1,78 @@
+"""Reference log-probabilities: computed once, kept on disk, and attached to the trees.
+
+The key is (weights and configuration of the model, chat template, precision, every token and mask of the sample): a
+change in any of them misses the cache. One row per sample, so adding data computes the new samples only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from accord.engine.engine import Engine
+from accord.files import disk_errors
+from accord.models.trees import Tree, with_reference
+
+__all__ = ["attach_reference"]
+
+_CHUNK = 16
+
+
+def attach_reference(
+    engine: Engine,
+    trees: Sequence[Tree],
+    cache: Path,
+    on_progress: Callable[[int, int], None],
+) -> list[Tree]:
+    """The same trees with reference log-probabilities of `engine`'s network as it is now.
+
+    Args:
+        engine: with LoRA, its adapters are switched off while it computes.
+        cache: an SQLite file, made if need be.
+        on_progress: called with (trees, tokens) as they are done; cached ones count no tokens.
+    """
+    network = engine.network
+    template = str(network.tokenizer.chat_template or "")
+    model_key = (
+        f"{network.fingerprint()}:{hashlib.blake2b(template.encode(), digest_size=16).hexdigest()}:{engine.dtype}"
+    )
+    keys = [f"{model_key}:{tree.digest()}" for tree in trees]
+    with disk_errors(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(cache, timeout=60)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS reference (key TEXT PRIMARY KEY, logprobs BLOB NOT NULL)")
+            found = dict(_lookup(connection, keys))
+            on_progress(sum(key in found for key in keys), 0)
+            missing = {key: tree for key, tree in zip(keys, trees, strict=True) if key not in found}
+            # Neighbours of like length make tight micro-batches.
+            order = sorted(missing, key=lambda key: len(missing[key]))
+            for start in range(0, len(order), _CHUNK):
+                chunk = order[start : start + _CHUNK]
+                with network.without_adapter():
+                    answers = engine.forward([missing[key] for key in chunk])
+                rows = {key: np.concatenate(answer).tobytes() for key, answer in zip(chunk, answers, strict=True)}
+                with connection:
+                    connection.executemany("INSERT OR REPLACE INTO reference VALUES (?, ?)", rows.items())
+                found |= rows
+                on_progress(len(chunk), sum(len(missing[key]) for key in chunk))
+    return [_attach(tree, found[key]) for key, tree in zip(keys, trees, strict=True)]
+
+
+def _lookup(connection: sqlite3.Connection, keys: Sequence[str]) -> list[tuple[str, bytes]]:
+    rows: list[tuple[str, bytes]] = []
+    for start in range(0, len(keys), 500):
+        some = keys[start : start + 500]
+        marks = ",".join("?" * len(some))
+        rows += connection.execute(f"SELECT key, logprobs FROM reference WHERE key IN ({marks})", some).fetchall()
+    return rows
+
+
+def _attach(tree: Tree, blob: bytes) -> Tree:
+    ends = np.cumsum([len(branch.tokens_L) for branch in tree.branches])[:-1]
+    return with_reference(tree, np.split(np.frombuffer(blob, np.float32), ends))

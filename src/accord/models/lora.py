@@ -1,0 +1,34 @@
+"""LoRA (Hu et al. 2022) through peft: the files that a run writes load in peft, and the base stays the reference."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from accord.config import Config
+from accord.models.network import Network, RewardModel
+
+__all__ = ["LoRAConfig", "add_lora"]
+
+
+class LoRAConfig(Config):
+    """Low-rank adapters on every linear layer of the body."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+
+
+def add_lora(network: Network, config: LoRAConfig) -> None:
+    """Freeze the network and put trainable adapters into its linear layers (a reward model's head is trained whole)."""
+    import peft  # imported here because it takes a second
+
+    reward = isinstance(network, RewardModel)
+    settings = peft.LoraConfig(
+        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        modules_to_save=["score"] if reward else None,
+    )
+    network.adapter = peft.get_peft_model(network.model, settings)

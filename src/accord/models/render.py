@@ -1,0 +1,184 @@
+"""The only place where text becomes tokens: chat template, prompt boundary, loss mask, stop token, truncation.
+
+A conversation is rendered once, as a whole, and encoded once. A token that merges the end of the prompt with the start
+of the completion belongs to the completion. Sampled tokens are never encoded again (`sampled_tree`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from accord.errors import ChatTemplateError, ConfigError, RowError
+from accord.models.network import Network
+from accord.models.trees import Branch, IntArray, Tree
+from accord.types import Completion, Content, Demonstration, Message, PreferencePair, Ranking, Source
+
+__all__ = ["Renderer", "sampled_tree"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """One prompt with one completion: tokens, where the prompt ends, and which tokens carry loss."""
+
+    tokens: IntArray
+    boundary: int
+    loss_mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+class Renderer:
+    """Renders records for one model.
+
+    Attributes:
+        max_tokens: longest prompt with completion; longer completions lose their end, longer prompts are an error.
+        truncated: how many completions were cut so far.
+    """
+
+    def __init__(self, network: Network, max_tokens: int | None = None) -> None:
+        self.tokenizer = network.tokenizer
+        self.stop_ids = np.array(network.stop_ids)
+        self.max_tokens = max_tokens or network.context
+        self.truncated = 0
+        if self.max_tokens > network.context:
+            fix = f"Set max_tokens to at most {network.context}."
+            raise ConfigError(f"max_tokens = {max_tokens} is more than the model's context.", fix=fix)
+
+    def tree(self, record: Demonstration | PreferencePair | Ranking) -> Tree:
+        """A record as a prompt tree.
+
+        Raises:
+            RowError: the prompt leaves no room for a completion, or a completion is empty.
+            ChatTemplateError: messages, but the model has no chat template (or one that rewrites earlier turns).
+        """
+        match record:
+            case Demonstration():
+                return self._tree(record.prompt, (record.completion,), (0,), 0.0, record.source)
+            case PreferencePair():
+                completions = (record.chosen, record.rejected)
+                return self._tree(record.prompt, completions, (0, 1), record.margin or 0.0, record.source)
+            case Ranking():
+                return self._tree(record.prompt, record.completions, record.ranks, 0.0, record.source)
+
+    def prompt(self, content: Content, source: Source | None = None) -> IntArray:
+        """The tokens of a prompt that awaits a completion."""
+        text = content if isinstance(content, str) else self._chat(content, generation=True, source=source)
+        tokens = self._encode(text, plain=isinstance(content, str))[0]
+        if len(tokens) >= self.max_tokens:
+            raise self._too_long(len(tokens), source)
+        return tokens
+
+    def _tree(
+        self,
+        prompt: Content,
+        completions: Sequence[Content],
+        ranks: tuple[int, ...],
+        margin: float,
+        source: Source | None,
+    ) -> Tree:
+        encoded = [self._together(prompt, completion, source) for completion in completions]
+        shared = min(each.boundary for each in encoded)
+        first = encoded[0].tokens
+        for each in encoded[1:]:
+            length = min(shared, len(each.tokens))
+            same = each.tokens[:length] == first[:length]
+            shared = length if bool(same.all()) else int(np.argmin(same))
+        if shared >= self.max_tokens:
+            raise self._too_long(shared, source)
+        return Tree(first[:shared], tuple(self._branch(each, shared) for each in encoded), ranks, margin, source)
+
+    def _branch(self, encoded: _Encoded, shared: int) -> Branch:
+        tokens, mask = encoded.tokens[shared : self.max_tokens], encoded.loss_mask[shared : self.max_tokens]
+        cut = len(encoded.tokens) > self.max_tokens
+        self.truncated += cut
+        return Branch(tokens, mask, truncated=cut)
+
+    def _together(self, prompt: Content, completion: Content, source: Source | None) -> _Encoded:
+        """Encode prompt and completion as one text."""
+        if isinstance(prompt, str) != isinstance(completion, str):
+            fix = "Write both as plain text, or both as messages."
+            raise RowError("The prompt and the completion are of different kinds.", where=_at(source), fix=fix)
+        if isinstance(prompt, str) and isinstance(completion, str):
+            text, spans, plain = prompt + completion, [(len(prompt), len(prompt) + len(completion))], True
+        else:
+            assert not isinstance(prompt, str)
+            assert not isinstance(completion, str)
+            text, spans, plain = *self._conversation(prompt, completion, source), False
+        tokens, ends = self._encode(text, plain=plain)
+        starts_after = [int(np.searchsorted(ends, start, side="right")) for start, _ in spans]
+        mask = np.zeros(len(tokens), dtype=np.bool_)
+        for first, (_, stop) in zip(starts_after, spans, strict=True):
+            mask[first : int(np.searchsorted(ends, stop, side="right"))] = True
+            # What a template puts behind the stop token (a line break) is never sampled, so it is not trained.
+            stops = np.flatnonzero(mask[first:] & np.isin(tokens[first:], self.stop_ids))
+            if len(stops):
+                mask[first + int(stops[-1]) + 1 : int(np.searchsorted(ends, stop, side="right"))] = False
+        last = int(np.flatnonzero(mask)[-1]) if mask.any() else -1
+        if last < starts_after[-1]:
+            raise RowError("The completion is empty.", where=_at(source), fix="Remove the row, or fill it in.")
+        tokens, mask = tokens[: last + 1], mask[: last + 1]
+        if tokens[-1] not in self.stop_ids:
+            tokens, mask = np.append(tokens, self.tokenizer.eos_token_id), np.append(mask, True)
+        return _Encoded(tokens, starts_after[0], mask)
+
+    def _conversation(
+        self, prompt: tuple[Message, ...], completion: tuple[Message, ...], source: Source | None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text, and the character span of every assistant turn of the completion."""
+        messages = (*prompt, *completion)
+        text = self._chat(messages, generation=False, source=source)
+        spans = []
+        for index in range(len(prompt), len(messages)):
+            if messages[index].role == "assistant":
+                before = self._chat(messages[:index], generation=True, source=source)
+                through = self._chat(messages[: index + 1], generation=False, source=source)
+                if not (text.startswith(before) and text.startswith(through)):
+                    fix = "Use a chat template that only appends, or give the last turn alone as the completion."
+                    what = "The chat template rewrites earlier turns, so it is unclear which tokens are the answer."
+                    raise ChatTemplateError(what, where=_at(source), fix=fix)
+                spans.append((len(before), len(through)))
+        if not spans:
+            fix = 'A completion needs a message with the role "assistant".'
+            raise RowError("The completion holds no assistant turn.", where=_at(source), fix=fix)
+        return text, spans
+
+    def _chat(self, messages: Sequence[Message], *, generation: bool, source: Source | None) -> str:
+        if not self.tokenizer.chat_template:
+            fix = "Use an instruction-tuned model, plain-text data, or --set chat_template=PATH_OF_A_JINJA_FILE."
+            raise ChatTemplateError(
+                "The data holds messages and the model has no chat template.", where=_at(source), fix=fix
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        except Exception as error:  # a template may raise anything; jinja2 wraps what it raises itself
+            fix = "Check the roles and their order against the model's chat template."
+            raise RowError(f"The chat template refuses these messages: {error}", where=_at(source), fix=fix) from None
+        return rendered
+
+    def _encode(self, text: str, *, plain: bool) -> tuple[IntArray, IntArray]:
+        """Tokens, and for each the number of characters up to its end. Plain text gets the model's own BOS."""
+        encoding: Any = self.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
+        tokens = np.array(encoding["input_ids"], dtype=np.int64)
+        ends = np.array([end for _, end in encoding["offset_mapping"]], dtype=np.int64)
+        return tokens, np.maximum.accumulate(ends) if len(ends) else ends
+
+    def _too_long(self, length: int, source: Source | None) -> RowError:
+        what = f"The prompt has {length} tokens and the limit for prompt and completion is {self.max_tokens}."
+        fix = "Shorten or remove the row, or raise --set max_tokens (up to the model's context)."
+        return RowError(what, where=_at(source), fix=fix)
+
+
+def sampled_tree(
+    prompt_ids: IntArray, completions: Sequence[Completion], ranks: tuple[int, ...], source: Source | None = None
+) -> Tree:
+    """A tree from the sampler's own tokens; every sampled token carries loss."""
+    tokens = [np.array(completion.token_ids, dtype=np.int64) for completion in completions]
+    branches = tuple(Branch(each, np.ones(len(each), dtype=np.bool_)) for each in tokens)
+    return Tree(prompt_ids, branches, ranks, source=source)
+
+
+def _at(source: Source | None) -> str | None:
+    return str(source) if source else None
