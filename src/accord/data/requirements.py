@@ -378,7 +378,8 @@ _REFUSAL = re.compile(
     r"\bI(?:'m| am) (?:really |very |so )?sorry,? (?:but )?(?:I|this|that|we)\b"
     r"|\bI(?:'m| am) (?:not able|unable|not going|not comfortable|not willing|not allowed|not permitted)\b"
     r"|\b(?:I|we) (?:really |simply |just )?(?:can ?not|can't|won't|will not|must decline|have to decline|refuse)\b"
-    r"(?! (?:wait|stress|emphasi[sz]e|recommend (?:\w+ )?enough))"
+    r"(?! (?:wait|stress|emphasi[sz]e|recommend|believe|imagine|think of|say I|help (?:but|\w+ing))\b)"
+    r"|\bI (?:do not|don't) (?:feel comfortable|condone|encourage)\b"
     r"|\b(?:can't|cannot|won't|unable to|not able to) (?:help|assist|provide|support|encourage|condone)\b",
     re.IGNORECASE,
 )
