@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -205,3 +206,24 @@ def test_a_hub_id_without_the_hub_says_what_to_do() -> None:
         read("nobody/no-such-data-set:train")
     assert caught.value.where == "nobody/no-such-data-set"
     assert "network" in str(caught.value.fix)
+
+
+DAMAGE = st.tuples(
+    st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]), st.booleans(), st.integers(0), st.binary(max_size=9)
+)
+
+
+@given(DAMAGE)
+def test_damaged_files_give_data_errors_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, damage: tuple[str, bool, int, bytes]
+) -> None:
+    """Overwrite bytes anywhere in a good file, and cut it there or not: rows or a DataError, never another error."""
+    suffix, packed, where, noise = damage
+    path = write(tmp_path_factory.mktemp("d") / f"a{suffix}{'.gz' if packed else ''}", encode(ROWS, suffix))
+    raw = path.read_bytes()
+    at = where % len(raw)
+    path.write_bytes(raw[:at] + noise + (raw[at + len(noise) :] if where % 2 else b""))
+    problems: list[Problem] = []
+    with contextlib.suppress(DataError):
+        rows = [row for _, row in read_rows(str(path), problems.append)]
+        assert rows or problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +60,8 @@ def number(row: Mapping[str, Any], column: str, source: Source) -> float | None:
     value = row.get(column)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        what = f"Column {column!r} must be a number, not {type(value).__name__} {value!r:.40}."
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        what = f"Column {column!r} must be a finite number, not {type(value).__name__} {value!r:.40}."
         raise RowError(what, where=str(source), fix="Write e.g. 0.5, without quotes.")
     return float(value)
 
