@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
-import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,6 @@ from importlib.metadata import entry_points
 import pytest
 
 from accord.cli import VERBS, build_app, run
-from accord.cli.allocator import SETTINGS
 from accord.errors import EmptyDataError
 
 HEAVY = ["datasets", "numpy", "pydantic", "torch", "transformers"]
@@ -181,22 +182,17 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
     assert process.returncode == 141
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of glibc")
-def test_a_command_that_computes_starts_again_with_the_allocator_settings():
-    """The new process has the settings, the same arguments, and the user's own values where there are some."""
-    script = (
-        "import os, sys\nfrom accord.cli.allocator import SETTINGS, start_again\n"
-        "sys.argv = ['accord', 'doctor']\n"
-        "start_again(['--version'])\nprint('not started again')\n"
-    )
-    env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    once = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", once.stdout), "this is `accord --version`"
-    has_all = {**env, **SETTINGS, "MALLOC_TOP_PAD_": "1"}
-    stays = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=has_all, check=True)
-    assert stays.stdout == "not started again\n"
-
-
-def test_commands_that_compute_are_those_that_run_a_model():
-    assert {verb.name for verb in VERBS if not verb.computes} == {"data check", "data show", "doctor"}
+def test_commands_that_resume_are_those_that_make_a_run():
     assert {verb.name for verb in VERBS if verb.resumes} == {"quickstart", "train sft", "train reward", "train dpo"}
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_the_example_of_a_verb_can_be_typed(verb):
+    """Each flag of the example is one that the verb knows, and nothing that it needs is left out."""
+    if importlib.util.find_spec(verb.function.partition(":")[0]) is None:
+        pytest.skip("this verb has no module yet")
+    words = shlex.split(verb.example)
+    command, bound, _ = build_app().parse_args(words[1:], exit_on_error=False, print_error=False)
+    assert f"{command.__module__}:{command.__name__}" == verb.function
+    assert words == ["accord", *verb.name.split()] or bound.arguments
+    assert not verb.resumes or "resume" in inspect.signature(command).parameters

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from cyclopts import App, CycloptsError, UnknownCommandError
 
 from accord import __version__
-from accord.cli.allocator import start_again
 from accord.errors import AccordError, unknown_name
 from accord.files import disk_error
 
@@ -26,14 +25,13 @@ __all__ = ["VERBS", "Verb", "build_app", "main", "run"]
 class Verb(NamedTuple):
     """One command: `name` as typed after `accord`, the function that does it, and its help.
 
-    `computes`: runs a model, so the process gets the allocator's settings. `resumes`: takes `--resume`.
+    `resumes`: takes `--resume`.
     """
 
     name: str
     function: str
     summary: str
     example: str
-    computes: bool = False
     resumes: bool = False
 
 
@@ -41,25 +39,25 @@ _MODEL_DATA = "--model starter --data pairs.jsonl"
 
 VERBS = (
     Verb("quickstart", "accord.cli.quickstart:quickstart", "The whole loop in small: sample, judge, train, report.",
-         "accord quickstart --seed 1", computes=True, resumes=True),
+         "accord quickstart --seed 1", resumes=True),
     Verb("data check", "accord.cli.data:check", "Find every fault in a data set before training does.",
          "accord data check --data pairs.jsonl"),
-    Verb("data show", "accord.cli.data:show", "Show which tokens carry loss, where prompts end, what is cut.",
-         f"accord data show {_MODEL_DATA}"),
+    Verb("data show", "accord.cli.data:show", "Show the records as training will see them.",
+         "accord data show --data pairs.jsonl"),
     Verb("train sft", "accord.cli.train:sft", "Supervised fine-tuning on demonstrations.",
-         "accord train sft --model starter --data demonstrations.jsonl --out runs/sft", computes=True, resumes=True),
+         "accord train sft --model starter --data demonstrations.jsonl --out runs/sft", resumes=True),
     Verb("train reward", "accord.cli.train:reward", "Train a reward model on preference pairs or rankings.",
-         f"accord train reward {_MODEL_DATA} --out runs/reward", computes=True, resumes=True),
+         f"accord train reward {_MODEL_DATA} --out runs/reward", resumes=True),
     Verb("train dpo", "accord.cli.train:dpo", "Direct preference optimisation on preference pairs.",
-         f"accord train dpo {_MODEL_DATA} --out runs/dpo --set beta=0.2", computes=True, resumes=True),
+         f"accord train dpo {_MODEL_DATA} --out runs/dpo --set beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",
-         "accord sample --model runs/dpo/model --data prompts.jsonl --out completions.jsonl", computes=True),
+         "accord sample --model runs/dpo/model --data prompts.jsonl --out completions.jsonl"),
     Verb("evaluate compare", "accord.cli.evaluate:compare", "Compare a model with a baseline, paired by prompt.",
-         "accord evaluate compare --model runs/dpo/model --data prompts.jsonl --out runs/compare", computes=True),
+         "accord evaluate compare --model runs/dpo/model --data prompts.jsonl --out runs/compare"),
     Verb("evaluate reward", "accord.cli.evaluate:reward", "Measure a reward model's accuracy on held-out preferences.",
-         "accord evaluate reward --model runs/reward/model --data pairs.jsonl --out runs/accuracy", computes=True),
+         "accord evaluate reward --model runs/reward/model --data pairs.jsonl --out runs/accuracy"),
     Verb("chat", "accord.cli.chat:chat", "Talk to a model in the terminal.",
-         "accord chat --model runs/dpo/model", computes=True),
+         "accord chat --model runs/dpo/model"),
     Verb("doctor", "accord.cli.doctor:doctor", "Check this machine: what is missing, and the command that mends it.",
          "accord doctor"),
 )  # fmt: skip
@@ -117,11 +115,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the command `accord`."""
-    arguments = sys.argv[1:]
-    verb = _verb(arguments)
-    if verb and verb.computes:
-        start_again(arguments)
-    sys.exit(run(arguments))
+    sys.exit(run(sys.argv[1:]))
 
 
 def _call(arguments: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -24,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 import accord
-from accord.cli.allocator import SETTINGS, missing_settings
 
 __all__ = ["Check", "checks", "disk_check", "doctor", "hub_check", "memory_check", "package_checks"]
 
@@ -70,8 +70,8 @@ def checks() -> Iterator[Check]:
     yield _python()
     yield from package_checks(requires("accord") or [], _pins())
     yield from _device()
-    yield memory_check(*_memory())
-    yield _allocator()
+    memory = psutil.virtual_memory()
+    yield memory_check(memory.available, memory.total)
     yield _starter()
     yield _hub()
     yield disk_check(Path.cwd())
@@ -122,46 +122,28 @@ def _pins() -> dict[str, str]:
 
 
 def _device() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if find_spec("torch") is None:
-        yield Check("device", "missing", "torch is not installed", _install())
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        yield Check("device", "missing", "torch or transformers is not installed", _install())
         return
     import torch
 
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        yield Check("device", "OK", f"{len(names)} GPU: {', '.join(names)}; {cores} processor cores")
-        native = torch.cuda.is_bf16_supported()
-        yield _precision(native, "the GPU")
+    from accord.engine.precision import resolve_precision
+    from accord.models.allocator import keep_memory
+
+    cores = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    kind = f"GPU: {', '.join(names)}" if names else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    yield Check("device", "OK", f"{kind}; {cores}")
+    if resolve_precision("auto", device) is torch.bfloat16:
+        yield Check("precision", "OK", "bfloat16 in hardware")
     else:
-        yield Check("device", "OK", f"CPU ({torch.backends.cpu.get_cpu_capability()}), {_count(cores, 'core')}")
-        flags = _processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"}
-        yield _precision(bool(flags), ", ".join(sorted(flags)) or "the processor")
-
-
-def _precision(native: bool, by: str) -> Check:
-    if native:
-        return Check("precision", "OK", f"bfloat16 in hardware ({by})")
-    return Check("precision", "note", f"{by} has no bfloat16: training runs in float32, at less than half the speed")
-
-
-def _processor_flags() -> set[str]:
-    """The features that Linux lists for the first processor (`flags` on x86, `Features` on ARM)."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    listed = (line.partition(":")[2] for line in lines if line.partition(":")[0].strip() in {"flags", "Features"})
-    return set(next(listed, "").split())
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes available and in all; where the system does not say what is available, all counts."""
-    path = Path("/proc/meminfo")
-    if not path.exists():
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total, total
-    lines = path.read_text(encoding="utf-8").splitlines()
-    fields = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines)}
-    return fields["MemAvailable"], fields["MemTotal"]
+        detail = "no bfloat16 in hardware: training runs in float32, at less than half the speed"
+        yield Check("precision", "note", detail)
+    if names or keep_memory():
+        yield Check("allocator", "OK", "large blocks are kept between steps")
+    else:
+        yield Check("allocator", "note", "not glibc, so its settings for large blocks do not apply")
 
 
 def memory_check(free: int, total: int) -> Check:
@@ -170,18 +152,6 @@ def memory_check(free: int, total: int) -> Check:
     if free >= MEMORY:
         return Check("memory", "OK", detail)
     return Check("memory", "note", f"{detail}; the quickstart may need {MEMORY / GIB:.0f}", "Close other programs.")
-
-
-def _allocator() -> Check:
-    if sys.platform != "linux":
-        return Check("allocator", "OK", "the system's own; the settings are for glibc")
-    own = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    differing = [f"{name}={value}" for name, value in own.items() if value != SETTINGS[name]]
-    if differing:
-        detail = f"your own {', '.join(differing)}; Accord's would be faster"
-        return Check("allocator", "note", detail, f"unset {' '.join(name for name in own)}")
-    how = "Accord sets them for every command that computes" if missing_settings() else "set in the environment"
-    return Check("allocator", "OK", f"glibc settings for big blocks: {how}")
 
 
 def _starter() -> Check:
@@ -246,7 +216,3 @@ def _terminal() -> Check:
     if sys.stdout.isatty():
         return Check("terminal", "OK", f"{shutil.get_terminal_size().columns} columns")
     return Check("terminal", "OK", "none: progress is printed line by line")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
