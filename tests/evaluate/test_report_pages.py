@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from accord.evaluate.compare import PairedOutcome, compare
-from accord.evaluate.report import Panel, Report, write_report
+from accord.evaluate.report import Report, write_report
 from accord.evaluate.report.record import random_sample, sorted_outcomes
-from accord.evaluate.reward import Accuracy, evaluate_rewards
-from accord.stats.intervals import Interval, wilson
+from accord.evaluate.reward import evaluate_rewards
+from accord.feedback.quality import agreement
+from accord.types import Judgement
 
 HOSTILE = "\"'><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>{{ 7 * 7 }} `|` </style>\n# no"
 
@@ -63,14 +64,21 @@ def outcomes(text: str = "An answer.") -> list[PairedOutcome]:
 
 def report(text: str = "An answer.", *, simulated: bool = True) -> Report:
     rows = [{"step": float(step), "loss": 1 / step, "accuracy": step / 20} for step in range(1, 20)]
+    names = ["ann-a", "ann-b", f"ann-c {text}"]
+    ranks = [(0, 1), (1, 0), (0, 1)]
+    panel = [
+        Judgement(f"p-{number}", name, "simulated", ranks[(number * place) % 3])
+        for number in range(6)
+        for place, name in enumerate(names)
+    ]
     return Report(
         title=f"Round one {text}",
         simulated=simulated,
         baseline=f"starter {text}",
         candidate="runs/x/model",
         comparison=compare(outcomes(text)),
-        reward=evaluate_rewards([1.0, 2.0, 0.0], [0.0, 0.5, 1.0], ceiling=Accuracy(0.8, wilson(8, 10), 10)),
-        panel=Panel(("ann-a", f"ann-b {text}"), simulated, 0.78, 0.52, Interval(0.4, 0.6)),
+        reward=evaluate_rewards([1.0, 2.0, 0.0], [0.0, 0.5, 1.0]),
+        panel=agreement(panel),
         training={f"DPO {text}": rows},
         stage_seconds={f"Sampling {text}": 70.0},
         peak_memory=4_800_000_000,
@@ -129,9 +137,9 @@ def test_simulated_is_said_at_the_top_and_at_the_panel(tmp_path: Path) -> None:
     html, markdown, data = pages(tmp_path, report())
     page = Page(html)
     assert page.text.index("simulated") < page.text.index("Differences")
-    assert "Simulated panel: ann-a" in page.text
+    assert "Simulated panelCompared" in page.text
     assert "simulated" in markdown.splitlines()[0]
-    assert "Simulated panel (ann-a" in markdown
+    assert "| Simulated panel: agreement |" in markdown
     assert next(iter(data)) == "simulated"
     assert data["simulated"] is True
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accord.errors import DataError, EmptyDataError
+from accord.stats.agreement import Agreement
 from accord.stats.intervals import Interval, wilson
 
 __all__ = ["Accuracy", "RewardReport", "evaluate_rewards"]
@@ -42,7 +43,7 @@ class RewardReport:
 
     accuracy: Accuracy
     longer_wins: Accuracy | None
-    ceiling: Accuracy | None
+    ceiling: Agreement | None
     ties: int
     margin: float
     log_loss: float
@@ -56,7 +57,7 @@ def evaluate_rewards(
     *,
     chosen_lengths: Sequence[int] | None = None,
     rejected_lengths: Sequence[int] | None = None,
-    ceiling: Accuracy | None = None,
+    ceiling: Agreement | None = None,
 ) -> RewardReport:
     """Compare the rewards of the chosen and the rejected completion of each pair, [pairs] each.
 

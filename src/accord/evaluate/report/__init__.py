@@ -7,10 +7,10 @@ from pathlib import Path
 
 from accord.evaluate.report.html import render_html
 from accord.evaluate.report.markdown import render_markdown
-from accord.evaluate.report.record import Panel, Report, as_json
+from accord.evaluate.report.record import Report, as_json
 from accord.files import write_text
 
-__all__ = ["Panel", "Report", "write_report"]
+__all__ = ["Report", "write_report"]
 
 
 def write_report(run_dir: Path, report: Report) -> None:

@@ -19,6 +19,8 @@ from accord.evaluate.report import words
 from accord.evaluate.report.charts import Charts
 from accord.evaluate.report.record import Report, change_of, random_sample, sorted_outcomes, summary
 from accord.evaluate.reward import RewardReport
+from accord.feedback.quality import PanelAgreement
+from accord.stats.agreement import Agreement
 from accord.stats.intervals import Interval
 
 __all__ = ["render_html"]
@@ -50,8 +52,8 @@ def render_html(report: Report) -> str:
             scale=_points_scale(rows),
             unit_scale=Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), zero=0.5, factor=100, suffix=" %"),
             distributions=_distributions(comparison, charts),
-            accuracies=_accuracies(report.reward) if report.reward else [],
-            panel_simulated=report.simulated or (report.panel is not None and report.panel.simulated),
+            accuracies=_accuracies(report.reward, report.panel) if report.reward else [],
+            annotators=_annotators(report.panel) if report.panel else [],
             training=_training(report.training, charts),
             longest=max(report.stage_seconds.values(), default=0.0) or 1.0,
             **_texts(comparison),
@@ -135,7 +137,7 @@ def _evidence(measure: Measure) -> list[str]:
     before, after = words.value(measure.name, measure.before), words.value(measure.name, measure.after)
     bounds = words.interval(measure.name, measure.interval)
     p = words.p_value(measure.p_adjusted if measure.p_adjusted is not None else measure.p_value)
-    return [f"{before} → {after}", bounds, f"{p} · n = {measure.n}"]
+    return [f"{before} → {after}", bounds, f"{p} · n\u00a0=\u00a0{measure.n}"]
 
 
 def _forest(comparison: Comparison) -> list[dict[str, Any]]:
@@ -199,27 +201,41 @@ def _distributions(comparison: Comparison, charts: Charts) -> list[dict[str, Any
     return shown
 
 
-def _accuracies(reward: RewardReport) -> list[dict[str, Any]]:
-    named = {
-        "Reward model": reward.accuracy,
-        "Ceiling: one annotator": reward.ceiling,
-        "Longer wins": reward.longer_wins,
-    }
+def _accuracies(reward: RewardReport, panel: PanelAgreement | None) -> list[dict[str, Any]]:
+    model, longer, ceiling = reward.accuracy, reward.longer_wins, words.ceiling(reward, panel)
+    rows = [_share_row("Reward model", model.value, model.interval, model.n, headline=True)]
+    if ceiling is not None:
+        rows += _agreement_rows({"Ceiling: one more annotator": ceiling})
+    if longer is not None:
+        rows.append(_share_row("Longer wins", longer.value, longer.interval, longer.n))
+    return rows
+
+
+def _annotators(panel: PanelAgreement) -> list[dict[str, Any]]:
+    return _agreement_rows({"Any two annotators": panel.pairwise, **panel.annotators})
+
+
+def _agreement_rows(named: Mapping[str, Agreement]) -> list[dict[str, Any]]:
     return [
-        {
-            "label": label,
-            "headline": accuracy is reward.accuracy,
-            "n": accuracy.n,
-            "low": accuracy.interval.low,
-            "point": accuracy.value,
-            "high": accuracy.interval.high,
-            "direction": "up" if accuracy is reward.accuracy and accuracy.interval.low > 0.5 else "",
-            "value": words.percent(accuracy.value, 1),
-            "interval": words.shares(accuracy.interval),
-        }
-        for label, accuracy in named.items()
-        if accuracy is not None
+        _share_row(name, measure.value, measure.interval, measure.pairs)
+        for name, measure in named.items()
+        if measure.value is not None
     ]
+
+
+def _share_row(label: str, value: float, bounds: Interval | None, n: int, *, headline: bool = False) -> dict[str, Any]:
+    low, high = bounds or (value, value)
+    return {
+        "label": label,
+        "headline": headline,
+        "n": n,
+        "low": low,
+        "point": value,
+        "high": high,
+        "direction": ("up" if low > 0.5 else "down" if high < 0.5 else "") if headline else "",
+        "value": words.percent(value, 1),
+        "interval": words.shares(bounds) if bounds else "",
+    }
 
 
 def _training(training: Mapping[str, Sequence[Mapping[str, float]]], charts: Charts) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from accord.evaluate.compare import PairedOutcome
 from accord.evaluate.report import words
 from accord.evaluate.report.record import Report, change_of, sorted_outcomes, summary
+from accord.stats.agreement import Agreement
 
 __all__ = ["render_markdown"]
 
@@ -97,35 +98,34 @@ def _kinds(report: Report) -> str:
 
 def _preferences(report: Report) -> str:
     parts = []
+    panel = report.panel
     if (reward := report.reward) is not None:
+        accuracies = [("Reward model", reward.accuracy), ("Longer wins", reward.longer_wins)]
         rows = [
-            [
-                label,
-                words.percent(row.value, 1),
-                words.shares(row.interval),
-                str(row.n),
-            ]
-            for label, row in [
-                ("Reward model", reward.accuracy),
-                ("Ceiling: one annotator", reward.ceiling),
-                ("Longer wins", reward.longer_wins),
-            ]
+            [label, words.percent(row.value, 1), words.shares(row.interval), str(row.n)]
+            for label, row in accuracies
             if row is not None
         ]
+        if (ceiling := words.ceiling(reward, panel)) is not None:
+            rows.insert(1, _agreement("Ceiling: one more annotator", ceiling))
         parts.append(_table(["Accuracy on held-out pairs", "Share", "95 % interval", "n"], rows))
         parts.append(
             f"Mean margin {words.change('reward', reward.margin)}, log-loss {reward.log_loss:.3f} (always ½: 0.693), "
             f"Brier score {reward.brier:.3f} (0.250), mean confidence {words.percent(reward.confidence)}, "
             f"ties {reward.ties}."
         )
-    if (panel := report.panel) is not None:
-        name = "Simulated panel" if panel.simulated or report.simulated else "Panel"
-        bounds = f" ({words.numbers(panel.interval)})" if panel.interval else ""
-        parts.append(
-            f"{name} ({_inline(', '.join(panel.annotators))}): pairwise agreement {words.percent(panel.agreement)}, "
-            f"Krippendorff's α {panel.alpha:.2f}{bounds}."
-        )
+    if panel is not None:
+        named = {"Any two annotators": panel.pairwise, **panel.annotators}
+        title = "Simulated panel" if report.simulated else "Panel"
+        rows = [_agreement(name, measure) for name, measure in named.items()]
+        parts.append(_table([f"{title}: agreement", "Share", "95 % interval", "n"], rows))
+        parts.append(words.alpha(panel.alpha))
     return "\n\n".join(["## Reward model and panel", *parts]) if parts else ""
+
+
+def _agreement(label: str, measure: Agreement) -> list[str]:
+    share = "undefined" if measure.value is None else words.percent(measure.value, 1)
+    return [_inline(label), share, words.shares(measure.interval) if measure.interval else "", str(measure.pairs)]
 
 
 def _examples(report: Report, change: str) -> str:

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from accord.evaluate.compare import Comparison, PairedOutcome
-from accord.evaluate.reward import Accuracy, RewardReport
+from accord.evaluate.reward import RewardReport
+from accord.feedback.quality import PanelAgreement
 from accord.stats.intervals import Interval
 
-__all__ = ["Change", "Panel", "Report", "as_json", "change_of", "random_sample", "sorted_outcomes"]
+__all__ = ["Change", "Report", "as_json", "change_of", "random_sample", "sorted_outcomes"]
 
 RANDOM_SAMPLE = 10
 
@@ -20,30 +21,14 @@ Change = Literal["improved", "regressed", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
-    """Who gave the preferences, and how far they agree.
-
-    `agreement` is the mean pairwise agreement (0 … 1), `alpha` Krippendorff's α with its 95 % interval, `ceiling` how
-    often a single annotator agrees with the labels that the reward model was tested on.
-
-    Example: ``Panel(("sim-a", "sim-b", "sim-c"), simulated=True, agreement=0.78, alpha=0.52)``
-    """
-
-    annotators: tuple[str, ...]
-    simulated: bool
-    agreement: float
-    alpha: float
-    interval: Interval | None = None
-    ceiling: Accuracy | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that the page shows.
 
-    `simulated` marks the whole report: its preferences come from a program, not from people. `training` maps a stage to
-    its rows of metrics.jsonl, `stage_seconds` a stage to its duration, `not_measured` a thing to the reason why it was
-    not measured, `provenance` a name (data, model, seeds, versions, hashes) to its value. `peak_memory` is in bytes.
+    `simulated` marks the whole report: its preferences come from a program, not from people. `panel` is how far those
+    who gave them agree; its ceiling stands beside the reward model's accuracy unless `reward` has its own. `training`
+    maps a stage to its rows of metrics.jsonl, `stage_seconds` a stage to its duration, `not_measured` a thing (or one
+    of pass_rate, requirements, reward, kl) to the reason why it was not measured, `provenance` a name (data, model,
+    seeds, versions, hashes) to its value. `peak_memory` is in bytes.
     """
 
     title: str
@@ -52,7 +37,7 @@ class Report:
     candidate: str
     comparison: Comparison
     reward: RewardReport | None = None
-    panel: Panel | None = None
+    panel: PanelAgreement | None = None
     training: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int | None = None

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from accord.evaluate.compare import Comparison, Measure
+from accord.evaluate.reward import RewardReport
+from accord.feedback.quality import PanelAgreement
+from accord.stats.agreement import Agreement
 from accord.stats.intervals import Interval
 
 __all__ = [
     "LABELS",
+    "alpha",
+    "ceiling",
     "change",
     "duration",
     "interval",
@@ -82,6 +87,19 @@ def power(comparison: Comparison) -> str:
     if comparison.detectable is None:
         return text
     return f"{text} A change of the pass rate of {100 * comparison.detectable:.1f} points or more could have been seen."
+
+
+def ceiling(reward: RewardReport, panel: PanelAgreement | None) -> Agreement | None:
+    """What one more annotator would reach: the reward report's own figure, else the panel's."""
+    return reward.ceiling if reward.ceiling is not None else panel.ceiling if panel is not None else None
+
+
+def alpha(measure: Agreement) -> str:
+    """Krippendorff's α in a sentence."""
+    if measure.value is None:
+        return f"Krippendorff's α is undefined: {measure.reason}"
+    bounds = f" ({numbers(measure.interval)})" if measure.interval else ""
+    return _minus(f"Krippendorff's α is {measure.value:.2f}{bounds}.")
 
 
 def missing(comparison: Comparison, reasons: Mapping[str, str]) -> dict[str, str]:
