@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from accord.cli.data import check, show
-from accord.errors import EmptyDataError, RowError
+from accord.errors import ConfigError, EmptyDataError, RowError
+from accord.models.tiny import save_tiny
 
 PAIR = {"prompt": "Name a bird.", "chosen": "A wren.", "rejected": "A trout.", "margin": 1.5}
 
@@ -94,3 +95,44 @@ def test_the_module_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose tokenizer has one token per byte and ChatML turns, so every token below is countable by hand."""
+    return str(save_tiny(tmp_path_factory.mktemp("tiny")))
+
+
+def test_show_marks_the_tokens_that_carry_loss(tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [("user", "Hi"), ("assistant", "Yo"), ("user", "By"), ("assistant", "Ta")]
+    show(write(tmp_path, {"messages": [{"role": role, "content": text} for role, text in turns]}), model=tiny)
+    out = capsys.readouterr().out
+    # <|im_start|> user newline Hi <|im_end|> newline, then <|im_start|> assistant newline: 1+4+1+2+1+1 + 1+9+1
+    assert "prompt: 21 tokens" in out
+    assert "a|s|s|i|s|t|a|n|t|⏎ " in out
+    # two answers of two letters and their stop token carry loss; the user's turn between them does not
+    assert "6 with loss, stop token trained" in out
+    assert "⟦Y|o|<|im_end|>⟧⏎|<|im_start|>|u|s|e|r|⏎|B|y|" in out
+    assert "⟦T|a|<|im_end|>⟧" in out
+
+
+def test_show_says_what_was_cut(tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path, {"prompt": "ab", "chosen": "cdef", "rejected": "g"})
+    show(spec, model=tiny, max_tokens=5)
+    out = capsys.readouterr().out
+    assert "chosen: 3 tokens, 3 with loss, stop token NOT trained, CUT at 5 tokens" in out
+    assert "⟦c|d|e⟧" in out
+    assert "rejected: 2 tokens, 2 with loss, stop token trained" in out
+    assert out.count("CUT") == 1
+    with pytest.raises(ConfigError, match="no effect without a model"):
+        show(spec, max_tokens=5)
+
+
+def test_show_prints_prompts_and_labelled_completions_as_tokens(
+    tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write(tmp_path, {"prompt": "x" * 50}, {"prompt": "ab", "completion": "é", "label": True})
+    show(spec, model=tiny)
+    out = capsys.readouterr().out
+    assert "prompt: 50 tokens, the last 40" in out
+    assert "completion: 3 tokens, 3 with loss, stop token trained" in out  # two bytes and the stop token
