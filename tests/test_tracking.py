@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import resource
 import tempfile
 from pathlib import Path
 
@@ -95,6 +96,23 @@ def test_refused_rows_leave_the_file_alone(tmp_path: Path, step: int, metrics: d
         tracker.log(1, {"loss": 1.0})
         with pytest.raises(RunError, match=words):
             tracker.log(step, metrics)
+        tracker.log(2, {"loss": 0.5})
+    assert steps_of(tmp_path) == [1, 2]
+
+
+def test_a_row_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the file's size makes the system write half of the row and then refuse, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Tracker(tmp_path) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        before = (tmp_path / METRICS_FILE).read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 8, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                tracker.log(2, {"loss": 0.5})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / METRICS_FILE).read_bytes() == before
         tracker.log(2, {"loss": 0.5})
     assert steps_of(tmp_path) == [1, 2]
 
