@@ -86,7 +86,7 @@ def power(comparison: Comparison) -> str:
     text = f"{clear} of {len(measured)} headline differences {verb} noise on {comparison.n} prompts."
     if comparison.detectable is None:
         return text
-    return f"{text} A change of the pass rate of {100 * comparison.detectable:.1f} points or more could have been seen."
+    return f"{text} A change of the pass rate of {100 * comparison.detectable:.1f} points or more would have shown in 4 of 5 such runs."
 
 
 def ceiling(reward: RewardReport, panel: PanelAgreement | None) -> Agreement | None:
