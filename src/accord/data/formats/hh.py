@@ -11,7 +11,7 @@ from accord.data.formats.conversation import split_equal_start
 from accord.errors import RowError
 from accord.types import Message, PreferencePair, Record, Source
 
-__all__ = ["both_transcripts", "is_transcript", "parse_prompt", "parse_transcript"]
+__all__ = ["both_transcripts", "is_transcript", "parse_prompt", "parse_transcript", "read"]
 
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}

@@ -11,6 +11,8 @@ from typing import Any
 from accord.data.formats.base import FORMATS, Format, number, string, user_turn
 from accord.types import Demonstration, Message, PreferencePair, Record, Source
 
+__all__ = ["read_alpaca", "read_alpaca_preference", "read_dolly"]
+
 Row = Mapping[str, Any]
 
 

@@ -14,6 +14,8 @@ from accord.data.formats.hh import is_transcript, parse_prompt
 from accord.errors import RowError
 from accord.types import Ranking, Record, Source
 
+__all__ = ["read", "read_answers"]
+
 Row = Mapping[str, Any]
 
 

@@ -10,6 +10,8 @@ from accord.data.requirements import parse
 from accord.errors import ConfigError, RowError
 from accord.types import Prompt, Record, Requirement, Source
 
+__all__ = ["read"]
+
 
 def read(row: Mapping[str, Any], source: Source) -> list[Record]:
     """prompt, requirements: [{kind, ...options}, ...]."""

@@ -14,6 +14,8 @@ from accord.data.formats.hh import both_transcripts
 from accord.errors import RowError
 from accord.types import Demonstration, LabelledCompletion, PreferencePair, Prompt, Record, Source
 
+__all__ = ["read_conversation", "read_demonstration", "read_implicit", "read_label", "read_preference", "read_prompt"]
+
 Row = Mapping[str, Any]
 
 
