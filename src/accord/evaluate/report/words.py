@@ -86,7 +86,8 @@ def power(comparison: Comparison) -> str:
     text = f"{clear} of {len(measured)} headline differences {verb} noise on {comparison.n} prompts."
     if comparison.detectable is None:
         return text
-    return f"{text} A change of the pass rate of {100 * comparison.detectable:.1f} points or more would have shown in 4 of 5 such runs."
+    points = f"{100 * comparison.detectable:.1f} points"
+    return f"{text} A change of the pass rate by {points} would have shown in four of five such runs."
 
 
 def ceiling(reward: RewardReport, panel: PanelAgreement | None) -> Agreement | None:
