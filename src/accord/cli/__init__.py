@@ -49,7 +49,7 @@ VERBS = (
     Verb("train reward", "accord.cli.train:reward", "Train a reward model on preference pairs or rankings.",
          f"accord train reward {_MODEL_DATA} --out runs/reward", resumes=True),
     Verb("train dpo", "accord.cli.train:dpo", "Direct preference optimisation on preference pairs.",
-         f"accord train dpo {_MODEL_DATA} --out runs/dpo --set beta=0.2", resumes=True),
+         f"accord train dpo {_MODEL_DATA} --out runs/dpo --set loss.beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",
          "accord sample --model runs/dpo/model --data prompts.jsonl --out completions.jsonl"),
     Verb("evaluate compare", "accord.cli.evaluate:compare", "Compare a model with a baseline, paired by prompt.",

@@ -22,6 +22,10 @@ from accord.models.trees import Branch, Tree
 __all__ = ["default_device", "load_policy", "load_reward_model", "load_tokenizer"]
 
 
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
 def default_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

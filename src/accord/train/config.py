@@ -1,0 +1,78 @@
+"""Settings of a training run, and the recipes: a recipe names a loss and its vetted defaults (TOML, package data)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from accord.config import Config, merge, parse_assignments, read_toml
+from accord.engine.engine import BoundLoss, EngineConfig
+from accord.engine.optimizer import OptimizerConfig
+from accord.errors import ConfigError
+from accord.losses import LOSSES
+from accord.models.lora import LoRAConfig
+
+__all__ = ["TrainConfig", "bind_loss", "recipe", "resolve"]
+
+
+class TrainConfig(Config):
+    """Everything that decides what a run computes."""
+
+    loss: dict[str, Any]
+    """`name` and the settings of that loss."""
+    epochs: int = Field(1, gt=0)
+    batch_size: int = Field(8, gt=0)
+    """Prompts per optimiser step."""
+    max_steps: int | None = Field(None, gt=0)
+    """Stop after this many optimiser steps; the schedule ends there."""
+    max_tokens: int | None = Field(None, gt=1)
+    """Longest prompt with completion (default: the model's context). A longer completion loses its end and is counted;
+    a longer prompt is an error."""
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(100, gt=0)
+    """Optimiser steps between checkpoints; a killed run repeats at most this many."""
+    chat_template: str | None = None
+    """Path of a Jinja file that replaces the model's own chat template."""
+    lora: LoRAConfig | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+
+    def template(self) -> str | None:
+        """The text of `chat_template`."""
+        if self.chat_template is None:
+            return None
+        try:
+            return Path(self.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            fix = "Give the path of a Jinja file."
+            raise ConfigError(
+                "Cannot read this file.", where=f"chat_template = {self.chat_template}", fix=fix
+            ) from None
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The values of a built-in recipe."""
+    text = resources.files("accord.train").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def resolve(
+    name: str, file: Path | None = None, assignments: Sequence[str] = (), extra: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Recipe, then the file, then --set, then `extra`; the result is checked as a whole, its loss included."""
+    layers = [recipe(name), read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
+    config = TrainConfig.build(merge(*layers), where=str(file) if file else "--set")
+    bind_loss(config)
+    return config
+
+
+def bind_loss(config: TrainConfig) -> BoundLoss:
+    """The loss that the settings name, with its own settings checked."""
+    settings = dict(config.loss)
+    loss = LOSSES[str(settings.pop("name", ""))]
+    return BoundLoss(loss, loss.config.build(settings, where="[loss]"))

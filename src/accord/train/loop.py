@@ -1,0 +1,106 @@
+"""The one training loop: order, steps, metrics, checkpoints, resume. It never learns the name of a loss.
+
+A run that is killed at any moment goes on from its last checkpoint to the same parameters, bit for bit: the order of
+the data and the random numbers of a step are functions of the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+import torch
+
+from accord.engine.checkpoint import load_checkpoint, save_checkpoint
+from accord.engine.engine import Engine
+from accord.engine.optimizer import learning_rate_at
+from accord.models.network import Network
+from accord.models.trees import Tree
+from accord.tracking import Progress, Tracker
+from accord.train.config import TrainConfig, bind_loss
+from accord.train.run import Run
+
+__all__ = ["batch_indices", "total_steps", "train"]
+
+
+def train(network: Network, trees: Sequence[Tree], config: TrainConfig, run: Run, *, stage: str) -> None:
+    """Train `network` in place and write it to the run's directory.
+
+    Args:
+        trees: one per prompt, with reference log-probabilities where the loss needs them.
+        stage: the name under which progress is shown.
+    """
+    bound = bind_loss(config)
+    engine = Engine(network, config.engine, config.optimizer)
+    checkpoint = run.latest()
+    start = load_checkpoint(engine, checkpoint) if checkpoint else 0
+    total = total_steps(len(trees), config)
+    with (
+        Tracker(run.directory, resume_step=start) as tracker,
+        Progress(stage, total, unit="tokens", done=start) as progress,
+        _stop_between_steps() as stopped,
+    ):
+        for step in range(start, total):
+            began = time.perf_counter()
+            batch = [trees[index] for index in batch_indices(step, len(trees), config)]
+            torch.manual_seed(config.seed + step)
+            metrics = engine.forward_backward(batch, bound)
+            rate = learning_rate_at(step, total, config.optimizer)
+            metrics["grad_norm"] = engine.optim_step(rate)
+            tokens = sum(len(tree) for tree in batch)
+            seconds = time.perf_counter() - began
+            row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": seconds}
+            tracker.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
+            progress.advance(1, work=tokens, **_shown(metrics))
+            if stopped or ((step + 1) % config.checkpoint_every == 0 and step + 1 < total):
+                save_checkpoint(engine, run.checkpoints, step + 1)
+            if stopped:
+                raise KeyboardInterrupt
+    network.model.eval()
+    network.save(run.model)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def total_steps(rows: int, config: TrainConfig) -> int:
+    """Optimiser steps of the whole run; the last batch of an epoch may be smaller."""
+    steps = config.epochs * math.ceil(rows / config.batch_size)
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def batch_indices(step: int, rows: int, config: TrainConfig) -> list[int]:
+    """Which rows optimiser step `step` trains on: every row once per epoch, in an order drawn from (seed, epoch)."""
+    epoch, position = divmod(step, math.ceil(rows / config.batch_size))
+    order = np.random.default_rng([config.seed, epoch]).permutation(rows)
+    return [int(i) for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, float]:
+    names = {"loss": "loss", "rewards/accuracies": "accuracy", "accuracy": "accuracy", "grad_norm": "grad"}
+    return {short: metrics[name] for name, short in names.items() if name in metrics}
+
+
+@contextmanager
+def _stop_between_steps() -> Iterator[list[int]]:
+    """The first Ctrl-C is noted and taken after the running step; the second one is immediate."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            signal.default_int_handler(number, frame)
+        noted.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield noted
+        return
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)

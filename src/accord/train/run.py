@@ -1,0 +1,116 @@
+"""A run directory: what it was started with, and whether it may be continued.
+
+runs/<name>/config.toml  provenance.json  metrics.jsonl  checkpoints/<step>/  model/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import accord
+from accord.config import Config
+from accord.engine.checkpoint import latest_checkpoint
+from accord.errors import RunError
+from accord.files import write_text
+from accord.models.network import Network
+from accord.models.trees import Tree
+
+__all__ = ["Run", "provenance"]
+
+_CONFIG, _PROVENANCE = "config.toml", "provenance.json"
+_IDENTITY = ("data", "model", "template")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory that belongs to one configuration, one model and one data set."""
+
+    directory: Path
+
+    @classmethod
+    def open(cls, directory: Path, config: Config, facts: Mapping[str, Any], *, resume: bool) -> Run:
+        """Start a run, or take up the one that is there.
+
+        Raises:
+            RunError: the directory is taken; or it is to be resumed and settings, model or data are not the same.
+        """
+        run = cls(directory)
+        if not (directory / _PROVENANCE).exists():
+            if directory.is_dir() and any(directory.iterdir()) and not resume:
+                fix = "Choose another directory with --out."
+                raise RunError("This directory is not empty and holds no run.", where=str(directory), fix=fix)
+            write_text(directory / _CONFIG, config.to_toml())
+            write_text(directory / _PROVENANCE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+            return run
+        if not resume:
+            fix = "Continue it with --resume, or choose another directory with --out."
+            raise RunError("This directory already holds a run.", where=str(directory), fix=fix)
+        run._require_same(config, facts)
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.directory / "model"
+
+    @property
+    def finished(self) -> bool:
+        """The model is the last thing that a run writes."""
+        return self.model.exists()
+
+    def latest(self) -> Path | None:
+        return latest_checkpoint(self.checkpoints)
+
+    def _require_same(self, config: Config, facts: Mapping[str, Any]) -> None:
+        fix = "Use what the run was started with, or start another --out."
+        before = (self.directory / _CONFIG).read_text(encoding="utf-8").splitlines()
+        now = config.to_toml().splitlines()
+        changed = [line for line in now if line not in before] or [line for line in before if line not in now]
+        if changed:
+            raise RunError(f"The settings have changed: {'; '.join(changed)}.", where=str(self.directory), fix=fix)
+        old = json.loads((self.directory / _PROVENANCE).read_text(encoding="utf-8"))
+        for key in _IDENTITY:
+            if old[key] != facts[key]:
+                what = f"The {key} has changed since the run was started."
+                raise RunError(what, where=str(self.directory), fix=fix)
+
+
+def provenance(network: Network, model: str, data: str, trees: Sequence[Tree], seed: int) -> dict[str, Any]:
+    """Where a run's numbers come from: data, model and template by hash, versions, machine."""
+    rows = hashlib.blake2b(digest_size=16)
+    for tree in trees:
+        rows.update(tree.digest().encode())
+        rows.update(repr((tree.ranks, tree.margin)).encode())
+    template = str(network.tokenizer.chat_template or "")
+    return {
+        "data": {"name": data, "rows": len(trees), "hash": rows.hexdigest()},
+        "model": {"name": model, "hash": network.fingerprint()},
+        "template": hashlib.blake2b(template.encode(), digest_size=16).hexdigest(),
+        "seed": seed,
+        "versions": {
+            "accord": accord.__version__,
+            "code": _code_hash(),
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "peft")},
+        },
+        "machine": f"{platform.system()} {platform.machine()}, {network.device}",
+    }
+
+
+def _code_hash() -> str:
+    state = hashlib.blake2b(digest_size=16)
+    root = Path(accord.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        state.update(path.relative_to(root).as_posix().encode())
+        state.update(path.read_bytes())
+    return state.hexdigest()
