@@ -30,7 +30,8 @@ class Config(BaseModel):
             return cls.model_validate_json(to_json(dict(values), inf_nan_mode="constants"))
         except ValidationError as error:
             problems = [_problem(cls, detail) for detail in error.errors()]
-            raise ConfigError("; ".join(problems), where=where, fix=_settings_hint(cls)) from None
+            fix = "Correct it, or leave it out where it has a default."
+            raise ConfigError("; ".join(problems), where=where, fix=fix) from None
 
     def to_toml(self) -> str:
         """The settings as TOML that `build` reads back to an equal object (None is left out)."""
@@ -146,7 +147,3 @@ def _fields(cls: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         cls = sections[0]
     return sorted(cls.model_fields)
-
-
-def _settings_hint(cls: type[BaseModel]) -> str:
-    return f"Settings are described in docs/settings.md#{cls.__name__.lower()}"

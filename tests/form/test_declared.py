@@ -54,14 +54,24 @@ def test_every_recipe_parses(repository):
     assert not empty, f"recipes without a setting: {empty}"
 
 
-def test_every_registry_row_is_documented(modules, repository):
-    registries = {
-        id(value): value for module in modules for value in vars(module).values() if isinstance(value, Registry)
-    }
+@pytest.fixture(scope="module")
+def registries(modules) -> list[Registry]:
+    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, Registry)}
+    return list(found.values())
+
+
+def test_every_registry_says_how_to_add_a_row(registries, repository):
+    """The error for an unknown name points to a heading of docs/extending.md."""
+    page = (repository / "docs" / "extending.md").read_text(encoding="utf-8").lower()
+    missing = [registry.noun for registry in registries if f"\n## {registry.noun}\n" not in page]
+    assert not missing, f"docs/extending.md has no heading for: {missing}"
+
+
+def test_every_registry_row_is_documented(registries, repository):
     pages = [path.read_text(encoding="utf-8") for path in sorted((repository / "docs").glob("**/*.md"))]
     missing = [
         f"{registry.noun} `{name}`"
-        for registry in registries.values()
+        for registry in registries
         for name in registry
         if not any(f"`{name}`" in page for page in pages)
     ]

@@ -45,6 +45,12 @@ def test_no_stub_words(python_files):
     assert not found, "\n".join(found)
 
 
+def test_every_page_that_the_source_points_to_exists(package, repository):
+    pages = {(source.name, page) for source in package for page in re.findall(r"docs/[\w/]+\.md", source.text)}
+    missing = [f"{name} points to {page}" for name, page in sorted(pages) if not (repository / page).is_file()]
+    assert not missing, "\n".join(missing)
+
+
 def test_no_function_without_a_body(package):
     """`pass` or `...` is the body of no function, save a protocol's method or an overload."""
     empty = []
