@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from accord.errors import ModelError
+from accord.models.kv_cache import Decode, Prefill
 from accord.models.packing import MicroBatch, Span
 
 __all__ = ["ATTENTION", "branch_attention"]
@@ -39,7 +40,7 @@ def branch_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001  (part of the interface; the layout is the mask)
     *,
-    batch: MicroBatch,
+    batch: MicroBatch | Prefill | Decode,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -47,6 +48,9 @@ def branch_attention(
     **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed row of prompt trees.
+
+    A sampler hands in a `Prefill` (keys and values are recorded, too) or a `Decode` (one token of each of M sequences,
+    against its cache: query [M, H, 1, D], key and value [M, K, 1, D], result [M, 1, H, D]).
 
     Args:
         query: [1, H, T, D]; key and value: [1, K, T, D], positions already applied.
@@ -63,9 +67,14 @@ def branch_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     device = query.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
-    states = (t[0].to(precision) for t in (query, key, value))
+    query, key, value = (states.to(precision) for states in (query, key, value))
     with torch.autocast(device, enabled=False):
-        attended: Tensor = _BranchAttention.apply(*states, batch, scale, sliding_window, softcap)
+        if isinstance(batch, Decode):
+            return batch.attend(module, query, key, value, scale, sliding_window, softcap), None
+        if isinstance(batch, Prefill):
+            batch.states[module] = key[0], value[0]
+            batch = batch.row
+        attended: Tensor = _BranchAttention.apply(query[0], key[0], value[0], batch, scale, sliding_window, softcap)
     return attended[None], None
 
 

@@ -29,6 +29,10 @@ class Head:
         weight, bias = _cast(self.weight_VD, hidden_ND), self.bias_V
         return _logits(hidden_ND.to(weight.dtype), weight, bias, self.scale, self.softcap)
 
+    def shape(self, product_NV: Tensor) -> Tensor:
+        """Logits from the product h Wᵀ + b, where that was computed elsewhere."""
+        return _shape(product_NV, self.scale, self.softcap)
+
 
 def token_logprobs(head: Head, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
     """log p(target | hidden) [N], float32, in nats; differentiable in the hidden states and the head."""
@@ -97,7 +101,11 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias.to(weight.dtype) if bias is not None else None)
+    product = torch.nn.functional.linear(hidden, weight, bias.to(weight.dtype) if bias is not None else None)
+    return _shape(product, scale, softcap)
+
+
+def _shape(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     if scale != 1.0:
         logits = logits * scale
     return torch.tanh(logits / softcap) * softcap if softcap is not None else logits

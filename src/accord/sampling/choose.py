@@ -1,0 +1,136 @@
+"""Logits to tokens: temperature, top-k, top-p, and the inverse of the cumulative distribution at one random number.
+
+Drawing a random number per token of the vocabulary, as `multinomial` does, costs more than the whole network of a small
+model on a CPU; one per row is enough. Every row is computed by itself: the others cannot change it.
+
+M = rows, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accord.errors import ModelError
+
+__all__ = ["Choice", "Shaping", "choose", "invert", "thresholds"]
+
+_BLOCK = 256
+"""Probabilities are summed in blocks: only the block that is hit is summed up token by token."""
+_PREFIX = 128
+"""Most likely tokens that are sorted first; the vocabulary is sorted only where they hold less than top_p."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shaping:
+    """Per row: temperature (0 is greedy), top_p (1 keeps all) and top_k (0 keeps all)."""
+
+    temperature_M: Tensor
+    top_p_M: Tensor
+    top_k_M: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """A token per row, with its log-probability as sampled (0 if greedy) and at temperature 1, untruncated; float32."""
+
+    tokens_M: Tensor
+    logprobs_M: Tensor
+    raw_logprobs_M: Tensor
+
+
+def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
+    """Sample one token per row.
+
+    Args:
+        uniform_M: float64 in [0, 1), one per row.
+
+    Raises:
+        ModelError: the logits of a row are not finite.
+    """
+    logits_MV = logits_MV.float()
+    greedy_M = shaping.temperature_M == 0
+    raw_MV = torch.log_softmax(logits_MV, dim=-1)
+    shaped_MV = logits_MV
+    if not bool((greedy_M | (shaping.temperature_M == 1)).all()):
+        temperature_M1 = torch.where(greedy_M, 1.0, shaping.temperature_M)[:, None]
+        # The largest logit becomes 0 first: however small the temperature, nothing overflows to +inf.
+        shaped_MV = (logits_MV - logits_MV.amax(-1, keepdim=True)) / temperature_M1
+    cut = torch.nonzero((shaping.top_p_M < 1) | (shaping.top_k_M > 0))[:, 0]
+    if len(cut):
+        lowest_M = shaped_MV.new_full((len(shaped_MV),), float("-inf"))
+        lowest_M[cut] = thresholds(shaped_MV[cut], shaping.top_p_M[cut], shaping.top_k_M[cut])
+        shaped_MV = shaped_MV.masked_fill(shaped_MV < lowest_M[:, None], float("-inf"))
+    probabilities_MV = torch.softmax(shaped_MV, dim=-1)
+    if not bool(torch.isfinite(probabilities_MV.sum(-1)).all()):
+        fix = "The weights are damaged, or the learning rate was too high; try precision float32."
+        raise ModelError("The model's logits are not finite numbers.", fix=fix)
+    tokens_M = invert(probabilities_MV, uniform_M)
+    if bool(greedy_M.any()):
+        tokens_M = torch.where(greedy_M, logits_MV.argmax(-1), tokens_M)
+    logprobs_M = probabilities_MV.gather(1, tokens_M[:, None])[:, 0].log()
+    raw_logprobs_M = raw_MV.gather(1, tokens_M[:, None])[:, 0]
+    return Choice(tokens_M, torch.where(greedy_M, 0.0, logprobs_M), raw_logprobs_M)
+
+
+def invert(weights_MV: Tensor, uniform_M: Tensor) -> Tensor:
+    """The first token whose cumulative share exceeds the row's random number; never one of weight 0.
+
+    Args:
+        weights_MV: float32, not negative, each row with a positive sum; need not sum to 1.
+        uniform_M: float64 in [0, 1).
+    """
+    padding = -weights_MV.shape[1] % _BLOCK
+    if padding:
+        weights_MV = torch.nn.functional.pad(weights_MV, (0, padding))
+    blocks_MBC = weights_MV.view(len(weights_MV), -1, _BLOCK)
+    sums_MB = blocks_MBC.sum(-1).double()
+    cumulative_MB = sums_MB.cumsum(-1)
+    block_M1, before_M1 = _first_above(cumulative_MB, uniform_M[:, None] * cumulative_MB[:, -1:])
+    rest_M1 = uniform_M[:, None] * cumulative_MB[:, -1:] - before_M1
+    hit_MC = blocks_MBC[torch.arange(len(blocks_MBC), device=blocks_MBC.device), block_M1[:, 0]]
+    inside_M1, _ = _first_above(hit_MC.double().cumsum(-1), rest_M1.clamp(min=0))
+    return (block_M1 * _BLOCK + inside_M1)[:, 0]
+
+
+def _first_above(cumulative_MN: Tensor, target_M1: Tensor) -> tuple[Tensor, Tensor]:
+    """First index whose cumulative sum exceeds the target, and the sum before it.
+
+    Rounding may put the target at the very end, where no sum exceeds it; so it is kept below the last one. The sum
+    rises at the index returned, so its weight is not 0.
+    """
+    last_M1 = cumulative_MN[:, -1:]
+    index_M1 = torch.searchsorted(
+        cumulative_MN, torch.minimum(target_M1, torch.nextafter(last_M1, torch.zeros_like(last_M1))), right=True
+    )
+    before_M1 = torch.where(index_M1 > 0, cumulative_MN.gather(1, (index_M1 - 1).clamp(min=0)), 0.0)
+    return index_M1, before_M1
+
+
+def thresholds(logits_MV: Tensor, top_p_M: Tensor, top_k_M: Tensor) -> Tensor:
+    """The lowest logit that is kept: the top_k most likely tokens, of these the fewest that hold top_p of their mass.
+
+    Tokens that tie with the last one kept are kept, too, so the result does not depend on the order of sorting.
+    """
+    size = logits_MV.shape[1]
+    prefix_MN = logits_MV.topk(min(size, max(_PREFIX, int(top_k_M.max()))), dim=-1).values
+    last_M1 = (top_k_M.clamp(max=size) - 1).clamp(min=0)[:, None]
+    kth_M = torch.where(top_k_M > 0, prefix_MN.gather(1, last_M1)[:, 0], float("-inf"))
+    highest_M1 = prefix_MN[:, :1]
+    mass_MV = (logits_MV - highest_M1).exp().masked_fill(logits_MV < kth_M[:, None], 0.0)
+    wanted_M = top_p_M * mass_MV.sum(-1, dtype=torch.float64)
+    lowest_M, held_M = _cut(prefix_MN, wanted_M)
+    short = torch.nonzero(~held_M & (top_p_M < 1))[:, 0]
+    if len(short) and prefix_MN.shape[1] < size:
+        lowest_M[short] = _cut(logits_MV[short].sort(dim=-1, descending=True).values, wanted_M[short])[0]
+    return torch.maximum(torch.where(top_p_M < 1, lowest_M, float("-inf")), kth_M)
+
+
+def _cut(sorted_MN: Tensor, wanted_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The logit at which the mass of a falling prefix reaches what is wanted, and whether it does."""
+    cumulative_MN = (sorted_MN - sorted_MN[:, :1]).exp().double().cumsum(-1)
+    index_M1 = torch.searchsorted(cumulative_MN, wanted_M[:, None])
+    held_M = index_M1[:, 0] < sorted_MN.shape[1]
+    return sorted_MN.gather(1, index_M1.clamp(max=sorted_MN.shape[1] - 1))[:, 0], held_M

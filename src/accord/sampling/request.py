@@ -1,0 +1,76 @@
+"""What to sample: settings, and one request per completion."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from accord.config import Config
+from accord.models.render import Renderer
+from accord.types import Prompt
+
+__all__ = ["Request", "SamplingConfig", "completion_seed", "requests_for", "uniforms"]
+
+
+class SamplingConfig(Config):
+    """How completions are sampled. A request may replace temperature, top_p and top_k for itself."""
+
+    temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+    """Logits are divided by this; 0 takes the most likely token (greedy)."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Sample among the most likely tokens that together hold this probability."""
+    top_k: int = Field(0, ge=0)
+    """Sample among this many most likely tokens; 0 means all."""
+    max_new_tokens: int = Field(256, gt=0)
+    """A completion that reaches this length ends with the stop reason `length`."""
+    max_batch: int = Field(64, gt=0)
+    """Completions that are extended together. More need more memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to sample. Requests with equal prompts share its computation.
+
+    `seed` (0 ≤ seed < 2¹²⁸) alone decides the random numbers; what is None is taken from `SamplingConfig`.
+
+    Example: ``Request("p-001", (1, 4093, 198), seed=7, temperature=0.8)``
+    """
+
+    prompt_id: str
+    prompt_ids: tuple[int, ...]
+    seed: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+
+def requests_for(
+    prompts: Sequence[Prompt], renderer: Renderer, temperatures: Sequence[float], seed: int
+) -> list[Request]:
+    """One request per prompt and temperature, prompt by prompt; each has a seed of its own.
+
+    Raises:
+        RowError: a prompt is longer than the renderer allows.
+    """
+    requests = []
+    for prompt in prompts:
+        ids = tuple(renderer.prompt(prompt.content, prompt.source).tolist())
+        for index, temperature in enumerate(temperatures):
+            requests.append(Request(prompt.id, ids, completion_seed(seed, prompt.id, index), temperature))
+    return requests
+
+
+def completion_seed(seed: int, prompt_id: str, index: int) -> int:
+    """The seed of completion `index` of a prompt: the same whatever other prompts there are, and in any order."""
+    digest = hashlib.blake2b(f"{seed}/{index}/{prompt_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
+    """Random number n in [0, 1) of this seed decides token n. The numbers do not depend on `count` (Philox)."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)
