@@ -14,6 +14,7 @@ from torch import nn
 from accord.errors import ModelError
 from accord.models.allocator import keep_memory
 from accord.models.attention import ATTENTION
+from accord.models.fuse import fuse
 from accord.models.network import Network, Policy, RewardModel
 from accord.models.packing import pack
 from accord.models.starter import STARTER, starter_directory
@@ -132,6 +133,7 @@ def _finish(kind: type[Any], model: Any, tokenizer: Any, device: torch.device | 
             if isinstance(getattr(module, option, None), float):
                 setattr(module, option, 0.0)
     model.to(device or default_device())
+    fuse(model)
     network: Network = kind(model, tokenizer)
     network.branching = _can_branch(network)
     if not network.branching and getattr(model, "_supports_sdpa", False):
