@@ -26,7 +26,10 @@ __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 def save_checkpoint(engine: Engine, directory: Path, step: int) -> None:
     """Write `directory/<step>`, then remove older checkpoints."""
     with atomic_directory(directory / str(step)) as temporary, _quiet():
-        save(_state(engine), checkpoint_id=str(temporary), no_dist=True)
+        try:
+            save(_state(engine), checkpoint_id=str(temporary), no_dist=True)
+        except CheckpointException as error:
+            raise _cause(error) from None  # a full disk, say: what surrounds us knows how to explain it
     for old in _checkpoints(directory):
         if int(old.name) < step:
             shutil.rmtree(old)
@@ -44,7 +47,7 @@ def load_checkpoint(engine: Engine, path: Path) -> int:
             load(state, checkpoint_id=str(path), no_dist=True)
     except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
         fix = "Resume with the settings and the model that the run was started with, or start another --out."
-        message = str(error).strip().splitlines()[0]
+        message = str(_cause(error)).strip().partition("\n")[0] or "it is damaged."
         raise RunError(f"This checkpoint does not fit the model: {message}", where=str(path), fix=fix) from None
     return int(path.name)
 
@@ -72,6 +75,12 @@ def _state(engine: Engine) -> dict[str, Any]:
             state[f"weight.{name}"] = parameter.detach()
             state |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.items()}
     return state
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong inside DCP, which wraps the exceptions of all ranks in one."""
+    failures = error.failures if isinstance(error, CheckpointException) else {}
+    return next((exception for exception, _ in failures.values()), error)
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801
