@@ -48,8 +48,8 @@ def attach_reference(
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("CREATE TABLE IF NOT EXISTS reference (key TEXT PRIMARY KEY, logprobs BLOB NOT NULL)")
             found = dict(_lookup(connection, keys))
-            on_progress(sum(key in found for key in keys), 0)
             missing = {key: tree for key, tree in zip(keys, trees, strict=True) if key not in found}
+            on_progress(len(keys) - len(missing), 0)
             # Neighbours of like length make tight micro-batches.
             order = sorted(missing, key=lambda key: len(missing[key]))
             for start in range(0, len(order), _CHUNK):
