@@ -52,15 +52,12 @@ def load_reward_model(
 ) -> RewardModel:
     """Load a sequence classifier with one output; a language model gets a new, zero-initialised score head."""
     path = _resolve(name)
-    tokenizer = _tokenizer(name, path, chat_template)
     model = _load(transformers.AutoModelForSequenceClassification, name, path, num_labels=1)
+    tokenizer = _tokenizer(name, path, chat_template)
     if getattr(model, "score", None) is None:
         raise ModelError(
             f"{type(model).__name__} has no `score` head.", where=f"--model {name}", fix="Use a causal LM."
         )
-    if not _has_score(path):
-        # Zero scores at the start: the first loss is log 2 whatever the seed, and nothing random enters the weights.
-        nn.init.zeros_(model.score.weight)
     model.config.pad_token_id = tokenizer.pad_token_id
     return _finish(RewardModel, model, tokenizer, device)
 
@@ -87,7 +84,12 @@ def _load(auto: Any, name: str, path: str, **options: Any) -> Any:
     try:
         if _is_adapter(path):
             return _load_adapter(auto, path, **options)
-        return auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
+        model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
+        trained = any("ForSequenceClassification" in kind for kind in model.config.architectures or ())
+        if getattr(model, "score", None) is not None and not trained:
+            # Zero scores at first: the first loss is log 2 whatever the seed, and nothing random enters the weights.
+            nn.init.zeros_(model.score.weight)
+        return model
     except (OSError, ValueError) as error:
         message = str(error).strip().splitlines()[0]
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
@@ -165,8 +167,3 @@ def _can_branch(network: Network) -> bool:
         torch.allclose(together[span.start : span.start + span.length], expected, atol=1e-3, rtol=1e-3)
         for span, expected in pairs
     )
-
-
-def _has_score(path: str) -> bool:
-    config = Path(path) / "config.json"
-    return config.exists() and "ForSequenceClassification" in config.read_text(encoding="utf-8")
