@@ -21,7 +21,6 @@ from accord.models.trees import Tree
 
 def engine_of(network: Network, *, lora: bool = False) -> Engine:
     if lora:
-        torch.manual_seed(5)
         add_lora(network, LoRAConfig(rank=4))
     return Engine(network, EngineConfig(precision="float32"), OptimizerConfig(weight_decay=0.01))
 

@@ -143,9 +143,8 @@ def _train(
     renderer = Renderer(network, config.max_tokens)
     trees: Sequence[Tree] = [renderer.tree(record) for record in loaded.records]
     if renderer.truncated:
-        print(
-            f"{renderer.truncated:,} completions were cut: {renderer.max_tokens:,} tokens is the limit (see `accord data show`)."
-        )
+        limit = f"{renderer.max_tokens:,} tokens is the limit (see `accord data show`)"
+        print(f"{renderer.truncated:,} completions were cut: {limit}.")
     run = Run.open(out, config, provenance(network, model, data, trees, config.seed), resume=resume)
     if run.finished:
         print(f"This run is finished: {run.model}")
@@ -153,7 +152,7 @@ def _train(
     if kind == "dpo":
         trees = _with_reference(network, trees, config)
     if config.lora:
-        add_lora(network, config.lora)
+        add_lora(network, config.lora, config.seed)
     train(network, trees, config, run, stage={"sft": "SFT", "reward": "Reward model", "dpo": "DPO"}[kind])
     _say_next(kind, run)
 

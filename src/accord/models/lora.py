@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 
 from accord.config import Config
@@ -18,8 +19,12 @@ class LoRAConfig(Config):
     """The update is scaled by alpha / rank."""
 
 
-def add_lora(network: Network, config: LoRAConfig) -> None:
-    """Freeze the network and put trainable adapters into its linear layers (a reward model's head is trained whole)."""
+def add_lora(network: Network, config: LoRAConfig, seed: int = 0) -> None:
+    """Freeze the network and put trainable adapters into its linear layers (a reward model's head is trained whole).
+
+    Half of the adapters' weights start at random: they are drawn from `seed` alone, so a run that starts again, starts
+    the same.
+    """
     import peft  # imported here because it takes a second
 
     reward = isinstance(network, RewardModel)
@@ -31,4 +36,6 @@ def add_lora(network: Network, config: LoRAConfig) -> None:
         target_modules="all-linear",
         modules_to_save=["score"] if reward else None,
     )
-    network.adapter = peft.get_peft_model(network.model, settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network.adapter = peft.get_peft_model(network.model, settings)
