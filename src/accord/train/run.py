@@ -73,12 +73,17 @@ class Run:
 
     def _require_same(self, config: Config, facts: Mapping[str, Any]) -> None:
         fix = "Use what the run was started with, or start another --out."
-        before = (self.directory / _CONFIG).read_text(encoding="utf-8").splitlines()
+        try:
+            before = (self.directory / _CONFIG).read_text(encoding="utf-8").splitlines()
+            identity = json.loads((self.directory / _PROVENANCE).read_text(encoding="utf-8"))
+            old = {key: identity[key] for key in _IDENTITY}
+        except (OSError, ValueError, KeyError, TypeError):
+            what = f"{_CONFIG} or {_PROVENANCE} is missing or damaged, so this run cannot be continued."
+            raise RunError(what, where=str(self.directory), fix="Start another --out.") from None
         now = config.to_toml().splitlines()
         changed = [line for line in now if line not in before] or [line for line in before if line not in now]
         if changed:
             raise RunError(f"The settings have changed: {'; '.join(changed)}.", where=str(self.directory), fix=fix)
-        old = json.loads((self.directory / _PROVENANCE).read_text(encoding="utf-8"))
         for key in _IDENTITY:
             if old[key] != facts[key]:
                 what = f"The {key} has changed since the run was started."
