@@ -34,6 +34,12 @@ def test_a_trained_score_head_stays(llama: str, tmp_path: Path) -> None:
     assert (load_reward_model(str(tmp_path), device=CPU).model.score.weight == 0.5).all()
 
 
+def test_a_reward_model_is_no_policy(llama: str, tmp_path: Path) -> None:
+    load_reward_model(llama, device=CPU).save(tmp_path / "reward")
+    with pytest.raises(ModelError, match="This is a reward model"):
+        load_policy(str(tmp_path / "reward"))
+
+
 def test_a_score_head_in_an_adapter_stays(llama: str, tmp_path: Path) -> None:
     network = load_reward_model(llama, device=CPU)
     add_lora(network, LoRAConfig(rank=2))

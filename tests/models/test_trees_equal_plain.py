@@ -15,7 +15,7 @@ from accord.models import attention, logprobs
 from accord.models.packing import pack
 from accord.models.trees import Branch, Tree
 
-BRANCHING = ("llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma2", "phi", "phi3", "mistral")
+BRANCHING = ("llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma2", "phi", "phi3", "mistral", "deepseek_v3")
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +45,12 @@ def test_the_gemma2_that_is_tested_has_soft_caps_and_a_window_that_hides_tokens(
     assert tiny("mistral")[0].model.config.sliding_window == 16
 
 
+@pytest.mark.parametrize("architecture", ["mamba", "bloom"])
 def test_a_model_that_cannot_branch_falls_back_to_one_row_per_completion(
-    tiny: Any, mixed_trees: list[Tree], packed_answer: Any, plain_answer: Any, assert_same: Any
+    architecture: str, tiny: Any, mixed_trees: list[Tree], packed_answer: Any, plain_answer: Any, assert_same: Any
 ) -> None:
-    policy, plain = tiny("mamba")
+    """A state space has no attention; Bloom has its own, which does not know transformers' attention interface."""
+    policy, plain = tiny(architecture)
     assert not policy.branching
     assert_same(packed_answer(policy, mixed_trees), plain_answer(plain, mixed_trees))
 

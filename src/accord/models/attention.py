@@ -92,8 +92,8 @@ class _BranchAttention(torch.autograd.Function):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        H, T, D = query.shape
-        attended_THD = query.new_empty(T, H, D)
+        H, T, _ = query.shape
+        attended_THD = value.new_empty(T, H, value.shape[-1])  # latent attention: values narrower than keys
         kept: list[Tensor | None] = []
         for rows, columns in _blocks(batch):
             q, k, v = _block(query, key, value, rows, columns)

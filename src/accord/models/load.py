@@ -44,6 +44,9 @@ def load_policy(name: str, *, chat_template: str | None = None, device: torch.de
     """
     path = _resolve(name)
     model = _load(transformers.AutoModelForCausalLM, name, path)
+    if _is_classifier(model):
+        fix = "Give a language model; `accord evaluate reward` measures a reward model."
+        raise ModelError("This is a reward model: it has no head for tokens.", where=f"--model {name}", fix=fix)
     return _finish(Policy, model, _tokenizer(name, path, chat_template), device)
 
 
@@ -85,8 +88,7 @@ def _load(auto: Any, name: str, path: str, **options: Any) -> Any:
         if _is_adapter(path):
             return _load_adapter(auto, path, **options)
         model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
-        trained = any("ForSequenceClassification" in kind for kind in model.config.architectures or ())
-        if getattr(model, "score", None) is not None and not trained:
+        if getattr(model, "score", None) is not None and not _is_classifier(model):
             # Zero scores at first: the first loss is log 2 whatever the seed, and nothing random enters the weights.
             nn.init.zeros_(model.score.weight)
         return model
@@ -99,6 +101,11 @@ def _load(auto: Any, name: str, path: str, **options: Any) -> Any:
             else "Give a hub id, a directory with config.json and weights, or `starter`; `accord doctor` tests the hub."
         )
         raise ModelError(f"Cannot load this model: {message}", where=f"--model {name}", fix=fix) from None
+
+
+def _is_classifier(model: Any) -> bool:
+    """Whether its files were written by a sequence classifier, whatever it was loaded as."""
+    return any("ForSequenceClassification" in kind for kind in model.config.architectures or ())
 
 
 def _load_adapter(auto: Any, path: str, **options: Any) -> Any:
@@ -138,8 +145,12 @@ def _finish(kind: type[Any], model: Any, tokenizer: Any, device: torch.device | 
     fuse(model)
     network: Network = kind(model, tokenizer)
     network.branching = _can_branch(network)
-    if not network.branching and getattr(model, "_supports_sdpa", False):
-        model.set_attn_implementation("sdpa")
+    if not network.branching:
+        # Branch attention asks for no mask; a model that does not use it would see the future.
+        implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+        model.set_attn_implementation(implementation)
+        # Models without transformers' attention interface ignore the call, yet ask the configuration for their mask.
+        model.config._attn_implementation = implementation
     return network
 
 
@@ -159,7 +170,7 @@ def _can_branch(network: Network) -> bool:
                 ]
                 for branch in branches
             ]
-    except TypeError:
+    except Exception:  # attention of a kind that does not know the layout may fail in any way
         return False
     tree = batch.layout[0]
     pairs = zip(tree.branches, alone, strict=True)

@@ -52,6 +52,13 @@ TINY.add("gemma2", {"model_type": "gemma2", **_COMMON, "head_dim": 8, "sliding_w
 TINY.add("phi", {"model_type": "phi", **_COMMON, "num_key_value_heads": 4})
 TINY.add("phi3", {"model_type": "phi3", **_COMMON})
 TINY.add("mistral", {"model_type": "mistral", **_COMMON, "sliding_window": 16})
+_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1}
+TINY.add(
+    "deepseek_v3",
+    {"model_type": "deepseek_v3", **_COMMON, "num_key_value_heads": 4, "head_dim": 4, **_LATENT, **_EXPERTS},
+)
+TINY.add("bloom", {"model_type": "bloom", "vocab_size": _VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4})
 TINY.add("mamba", {"model_type": "mamba", "vocab_size": _VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2})
 
 
