@@ -18,8 +18,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -33,6 +31,7 @@ from typing import Any
 
 import psutil
 from offline_plan import WARMUP, Plan, make_plan
+from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, show, summary, unique_tokens, write
 
 from accord.models.load import load_tokenizer
 from accord.models.starter import STARTER
@@ -57,23 +56,12 @@ class Side:
     keep_memory: bool
 
 
-ACCORD = Side("Accord", ("offline_accord.py",), keep_memory=False)
-BEST = Side("TRL at its best", ("offline_trl.py", "best"), keep_memory=True)
-DEFAULTS = Side("TRL as it comes", ("offline_trl.py", "defaults"), keep_memory=True)
-PLAIN = Side("TRL as it comes, plain allocator", ("offline_trl.py", "defaults"), keep_memory=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one worker process reported; `other_load` is the share of all cores that others used meanwhile."""
-
-    seconds: list[float]
-    losses: list[float]
-    tokens: list[int]
-    digests: list[str]
-    peak_memory: int
-    reference_seconds_per_pair: float | None
-    other_load: float
+_SIDES = (
+    Side(ACCORD, ("offline_accord.py",), keep_memory=False),
+    Side(BEST, ("offline_trl.py", "best"), keep_memory=True),
+    Side(DEFAULTS, ("offline_trl.py", "defaults"), keep_memory=True),
+    Side(PLAIN, ("offline_trl.py", "defaults"), keep_memory=False),
+)
 
 
 def main() -> None:
@@ -84,17 +72,14 @@ def main() -> None:
     tokenizer = load_tokenizer(STARTER)
     results: dict[str, Any] = {}
     for task in options.tasks:
-        sides = [ACCORD, BEST]
-        if task in options.defaults:
-            sides += [DEFAULTS, PLAIN] if options.plain else [DEFAULTS]
+        count = 2 if task not in options.defaults else 4 if options.plain else 3
         plan = make_plan(task, DATA, tokenizer, options.steps, options.precision)
-        runs = _alternate(plan, sides, options.rounds)
-        results[task] = _summary(task, plan, runs, _unique_tokens(plan, tokenizer))
-        _print_task(task, plan, results[task])
-    answer = _answer(results)
+        runs = _alternate(plan, _SIDES[:count], options.rounds)
+        results[task] = summary(plan, runs, unique_tokens(plan, tokenizer))
+        show(results[task])
     if options.write:
-        _write(answer, results, options)
-    print(json.dumps(answer))
+        write(results, HERE / "baselines", options.precision, options.rounds)
+    print(json.dumps(answer(results)))
 
 
 def _options() -> argparse.Namespace:
@@ -156,7 +141,7 @@ def _alternate(plan: Plan, sides: Sequence[Side], rounds: int) -> dict[str, list
             for side in sides:
                 began = time.perf_counter()
                 run = _work(side, file, Path(directory))
-                first = runs[ACCORD.name][0] if runs[ACCORD.name] else run
+                first = runs[ACCORD][0] if runs[ACCORD] else run
                 different = [
                     i for i, pair in enumerate(zip(first.digests, run.digests, strict=True)) if len(set(pair)) > 1
                 ]
@@ -218,137 +203,6 @@ def _run(output: str, other_load: float) -> Run:
         reference_seconds_per_pair=rest.get("reference_seconds_per_pair"),
         other_load=other_load,
     )
-
-
-def _unique_tokens(plan: Plan, tokenizer: Any) -> float:
-    """Tokens of a counted step when a pair's prompt is counted once."""
-    lengths = []
-    for prompt, *completions in plan.rows:
-        whole = [len(tokenizer(prompt + each + tokenizer.eos_token)["input_ids"]) for each in completions]
-        lengths.append(sum(whole) - (len(whole) - 1) * len(tokenizer(prompt)["input_ids"]))
-    return statistics.mean(sum(lengths[i] for i in step) for step in plan.steps[WARMUP:])
-
-
-def _summary(task: str, plan: Plan, runs: dict[str, list[Run]], unique: float) -> dict[str, Any]:
-    ours = runs[ACCORD.name]
-    tokens = ours[0].tokens[WARMUP:]
-    return {
-        "task": task,
-        "rows_left_out": plan.left_out,
-        "useful_tokens_per_step": statistics.mean(tokens),
-        "unique_tokens_per_step": unique,
-        "sides": {name: _side(side, ours, sum(tokens)) for name, side in runs.items()},
-    }
-
-
-def _side(runs: list[Run], ours: list[Run], tokens: int) -> dict[str, Any]:
-    seconds = _per_step(runs)
-    by_round = [sum(a.seconds[WARMUP:]) / sum(b.seconds[WARMUP:]) for a, b in zip(runs, ours, strict=True)]
-    pairs = zip(runs[0].losses, ours[0].losses, strict=True)
-    return {
-        "seconds_per_step": {
-            "mean": statistics.mean(seconds),
-            "median": statistics.median(seconds),
-            "min": min(second for run in runs for second in run.seconds[WARMUP:]),
-            "max": max(second for run in runs for second in run.seconds[WARMUP:]),
-        },
-        "useful_tokens_per_second": tokens / sum(seconds),
-        "peak_memory_gb": max(run.peak_memory for run in runs) / 1e9,
-        "reference_seconds_per_pair": runs[0].reference_seconds_per_pair,
-        "ratio": sum(seconds) / sum(_per_step(ours)),
-        "ratio_by_round": by_round,
-        "losses": runs[0].losses,
-        "loss_difference": max(abs(loss - ours_) / abs(ours_) for loss, ours_ in pairs),
-        "other_load": max(run.other_load for run in runs),
-    }
-
-
-def _per_step(runs: list[Run]) -> list[float]:
-    """Seconds of every counted step: its median over the rounds."""
-    return [statistics.median(times) for times in zip(*(run.seconds[WARMUP:] for run in runs), strict=True)]
-
-
-def _print_task(task: str, plan: Plan, summary: dict[str, Any]) -> None:
-    useful, unique = summary["useful_tokens_per_step"], summary["unique_tokens_per_step"]
-    print(f"\n{task}: {len(plan.steps) - WARMUP} steps, {useful:,.0f} useful tokens per step ({unique:,.0f} unique)")
-    if plan.left_out:
-        print(f"{plan.left_out} rows of the file are longer than a packed row and were left out on both sides.")
-    print(
-        f"{'':34}{'s/step median (min-max)':>26}{'mean':>8}{'useful tok/s':>14}{'peak GB':>9}{'ratio (by round)':>22}"
-    )
-    for name, side in summary["sides"].items():
-        times, rounds = side["seconds_per_step"], side["ratio_by_round"]
-        spread = f"{times['median']:.2f} ({times['min']:.2f}-{times['max']:.2f})"
-        ratio = f"{side['ratio']:.2f} ({min(rounds):.2f}-{max(rounds):.2f})" if name != ACCORD.name else ""
-        print(
-            f"{name:34}{spread:>26}{times['mean']:>8.2f}{side['useful_tokens_per_second']:>14,.0f}"
-            f"{side['peak_memory_gb']:>9.1f}{ratio:>22}"
-        )
-    for name, side in summary["sides"].items():
-        if side["reference_seconds_per_pair"] is not None:
-            print(f"{name}: reference log-probabilities, once, {side['reference_seconds_per_pair']:.2f} s per pair")
-    names = list(summary["sides"])
-    print("loss of step  " + "".join(f"{name:>34}" for name in names))
-    for number, losses in enumerate(zip(*(side["losses"] for side in summary["sides"].values()), strict=True), start=1):
-        print(f"{number:>12}  " + "".join(f"{loss:>34.5f}" for loss in losses))
-    for name, side in summary["sides"].items():
-        if name != ACCORD.name:
-            print(f"largest relative difference of a loss from Accord's, {name}: {side['loss_difference']:.2%}")
-    busiest = max(side["other_load"] for side in summary["sides"].values())
-    if busiest > 0.05:
-        print(f"Others used up to {busiest:.0%} of the processor meanwhile: do not trust these times.")
-    print(flush=True)
-
-
-def _answer(results: dict[str, Any]) -> dict[str, Any]:
-    sides = {task: result["sides"] for task, result in results.items()}
-    memory = {
-        task: {
-            "accord_gb": round(of[ACCORD.name]["peak_memory_gb"], 2),
-            "trl_gb": round(of[BEST.name]["peak_memory_gb"], 2),
-            "share": round(of[ACCORD.name]["peak_memory_gb"] / of[BEST.name]["peak_memory_gb"], 3),
-        }
-        for task, of in sides.items()
-    }
-    ratios = {
-        key: {task: round(of[side.name]["ratio"], 2) for task, of in sides.items() if side.name in of}
-        for key, side in (("ratio", BEST), ("ratio_defaults", DEFAULTS), ("ratio_defaults_plain", PLAIN))
-    }
-    difference = {task: round(of[BEST.name]["loss_difference"], 5) for task, of in sides.items()}
-    return {**ratios, "memory": memory, "loss_difference": difference}
-
-
-def _write(answer: dict[str, Any], results: dict[str, Any], options: argparse.Namespace) -> None:
-    cpu = _cpu()
-    facts = {
-        "cpu": cpu,
-        "cores": psutil.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("accord", "torch", "transformers", "trl")},
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + (" with changes" if _git("status", "--porcelain", "src") else ""),
-        "command": " ".join(["python benchmarks/offline.py", *sys.argv[1:]]),
-        "precision": options.precision,
-        "rounds": options.rounds,
-    }
-    path = HERE / "baselines" / f"offline-{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**facts, **answer, "tasks": results}, indent=2) + "\n", encoding="utf-8")
-    print(f"Written: {os.path.relpath(path)}")
-
-
-def _cpu() -> str:
-    """The processor's name and number of cores."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"{found[1] if found else platform.machine()} {psutil.cpu_count()} cores"
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 if __name__ == "__main__":
