@@ -156,7 +156,7 @@ def write(results: dict[str, Any], directory: Path, precision: str, rounds: int)
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("accord", "torch", "transformers", "trl")},
         "commit": _git("rev-parse", "--short", "HEAD")
-        + (" with changes" if _git("status", "--porcelain", "src") else ""),
+        + (" with changes" if _git("status", "--porcelain", ":/src") else ""),
         "command": " ".join(["python benchmarks/offline.py", *sys.argv[1:]]),
         "precision": precision,
         "rounds": rounds,
