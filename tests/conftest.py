@@ -11,6 +11,8 @@ from hypothesis import settings
 # Set before anything imports huggingface_hub or datasets, which read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# Tests run side by side; torch's threads of one would wait for those of another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

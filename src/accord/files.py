@@ -56,6 +56,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for torn in path.parent.glob(f".{path.name}.*"):  # left by a process that was killed here
+            shutil.rmtree(torn, ignore_errors=True)
         temporary, old = _beside(path), _beside(path)
         try:
             temporary.mkdir()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from accord.models.network import Network
     from accord.models.trees import Tree
-    from accord.train import Run, TrainConfig
+    from accord.train import Run
 
 __all__ = ["dpo", "reward", "sft"]
 
@@ -135,7 +135,6 @@ def _train(
     print(loaded.summary())
 
     from accord.models.load import load_policy, load_reward_model
-    from accord.models.lora import add_lora
     from accord.models.render import Renderer
     from accord.train import Run, provenance, train
 
@@ -149,25 +148,8 @@ def _train(
     if run.finished:
         print(f"This run is finished: {run.model}")
         return
-    if kind == "dpo":
-        trees = _with_reference(network, trees, config)
-    if config.lora:
-        add_lora(network, config.lora, config.seed)
     train(network, trees, config, run, stage={"sft": "SFT", "reward": "Reward model", "dpo": "DPO"}[kind])
     _say_next(kind, run)
-
-
-def _with_reference(network: Network, trees: Sequence[Tree], config: TrainConfig) -> Sequence[Tree]:
-    from accord.engine.engine import Engine
-    from accord.engine.reference import attach_reference
-    from accord.models.starter import cache_directory
-    from accord.tracking import Progress
-
-    with Progress("Reference", len(trees), unit="tokens") as progress:
-        cache = cache_directory() / "reference.sqlite"
-        return attach_reference(
-            Engine(network, config.engine), trees, cache, lambda count, tokens: progress.advance(count, work=tokens)
-        )
 
 
 def _say_next(kind: Kind, run: Run) -> None:

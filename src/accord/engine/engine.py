@@ -97,8 +97,10 @@ class Engine:
         """
         batches = self._pack(trees)
         whole = all(len(part.branches) == len(trees[part.tree].branches) for b in batches for part in b.parts)
-        two = passes == "two" or (passes == "auto" and (bound.loss.couples_rows or not whole))
-        denominator = sum(VIEWS[bound.loss.inputs].weight(tree) for tree in trees)
+        view = VIEWS[bound.loss.inputs]
+        coupled = bound.loss.couples_rows or (view.couples_branches and not whole)
+        two = passes == "two" or (passes == "auto" and coupled)
+        denominator = sum(view.weight(tree) for tree in trees)
         if denominator == 0:
             raise AccordError("This step holds nothing to learn from.", where=_places(trees), fix=_CHECK)
         totals: dict[str, Tensor] = {}

@@ -44,6 +44,8 @@ class View:
 
     build: Callable[[Sequence[Tree], Said], TokenLogprobs | PreferenceLogprobs | PairScores]
     weight: Callable[[Tree], float]
+    couples_branches: bool
+    """Whether a row of the record needs several branches of a tree."""
 
 
 def join(batches: Sequence[MicroBatch], outputs: Sequence[Outputs]) -> Said:
@@ -120,7 +122,7 @@ def _present(values: Tensor | None) -> Tensor:
 
 
 VIEWS: dict[type, View] = {
-    TokenLogprobs: View(_tokens, _token_weight),
-    PreferenceLogprobs: View(_preferences, _pair_weight),
-    PairScores: View(_pair_scores, _pair_weight),
+    TokenLogprobs: View(_tokens, _token_weight, couples_branches=False),
+    PreferenceLogprobs: View(_preferences, _pair_weight, couples_branches=True),
+    PairScores: View(_pair_scores, _pair_weight, couples_branches=True),
 }

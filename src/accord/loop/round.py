@@ -23,8 +23,6 @@ from pydantic import Field
 
 from accord.config import Config
 from accord.data import prompts as prompt_sets
-from accord.engine.engine import Engine
-from accord.engine.reference import attach_reference
 from accord.errors import DataError
 from accord.evaluate.answers import answer, answer_trees, complete, divergences, paired_outcomes, scores
 from accord.evaluate.compare import Comparison, PairedOutcome, compare
@@ -37,10 +35,8 @@ from accord.loop.artifacts import read_records, write_records, write_rows
 from accord.models.load import load_policy, load_reward_model
 from accord.models.network import Policy
 from accord.models.render import Renderer, sampled_tree
-from accord.models.starter import cache_directory
 from accord.models.trees import Tree
 from accord.sampling.request import SamplingConfig
-from accord.tracking import Progress
 from accord.train import Run, TrainConfig, provenance, train
 from accord.types import Completion, Judgement, Message, Prompt
 
@@ -178,9 +174,10 @@ class Round:
         run = Run(self.directory / "reward")
         if run.finished:
             return
-        network = load_reward_model(self.config.model)
-        trees = self._rankings(Renderer(network), self.prompts[: self.config.reward_prompts], completions, ranks)
         config = self.config.reward.model_copy(update={"seed": self.config.seed})
+        network = load_reward_model(self.config.model, chat_template=config.template())
+        renderer = Renderer(network, config.max_tokens)
+        trees = self._rankings(renderer, self.prompts[: self.config.reward_prompts], completions, ranks)
         facts = provenance(network, self.config.model, "simulated panel", trees, config.seed)
         run = Run.open(run.directory, config, facts, resume=True)
         train(network, trees, config, run, stage="Reward model")
@@ -191,18 +188,15 @@ class Round:
         run = Run(self.directory / "dpo")
         if run.finished:
             return
-        network = load_policy(self.config.model)
-        renderer = Renderer(network)
+        config = self.config.dpo.model_copy(update={"seed": self.config.seed})
+        network = load_policy(self.config.model, chat_template=config.template())
+        renderer = Renderer(network, config.max_tokens)
         trees = [
             sampled_tree(renderer.prompt(prompt.content), (chosen, rejected), (0, 1))
             for prompt, chosen, rejected in self._pairs(completions, ranks)
         ]
-        config = self.config.dpo.model_copy(update={"seed": self.config.seed})
         facts = provenance(network, self.config.model, "simulated panel", trees, config.seed)
         run = Run.open(run.directory, config, facts, resume=True)
-        with Progress("Reference", len(trees), unit="tokens") as progress:
-            engine, cache = Engine(network, config.engine), cache_directory() / "reference.sqlite"
-            trees = attach_reference(engine, trees, cache, lambda count, work: progress.advance(count, work=work))
         train(network, trees, config, run, stage="DPO")
 
     def _evaluate_reward(

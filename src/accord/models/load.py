@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,10 @@ def _load(auto: Any, name: str, path: str, **options: Any) -> Any:
     try:
         if _is_adapter(path):
             return _load_adapter(auto, path, **options)
-        model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
+        try:
+            model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
+        except KeyError:  # its attention classes are listed by name, and ours is not among them
+            model = auto.from_pretrained(path, dtype=torch.float32, **options)
         if getattr(model, "score", None) is not None and not _is_classifier(model):
             # Zero scores at first: the first loss is log 2 whatever the seed, and nothing random enters the weights.
             nn.init.zeros_(model.score.weight)
@@ -146,6 +150,8 @@ def _finish(kind: type[Any], model: Any, tokenizer: Any, device: torch.device | 
     network: Network = kind(model, tokenizer)
     network.branching = _can_branch(network)
     if not network.branching:
+        notice = f"{type(model).__name__} cannot share a prompt: every completion is computed with a prompt of its own."
+        print(notice, file=sys.stderr)
         # Branch attention asks for no mask; a model that does not use it would see the future.
         implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
         model.set_attn_implementation(implementation)

@@ -20,7 +20,11 @@ import torch
 from accord.engine.checkpoint import load_checkpoint, save_checkpoint
 from accord.engine.engine import Engine
 from accord.engine.optimizer import learning_rate_at
+from accord.engine.reference import attach_reference
+from accord.losses.records import PreferenceLogprobs
+from accord.models.lora import add_lora
 from accord.models.network import Network
+from accord.models.starter import cache_directory
 from accord.models.trees import Tree
 from accord.tracking import Progress, Tracker
 from accord.train.config import TrainConfig, bind_loss
@@ -32,11 +36,17 @@ __all__ = ["batch_indices", "total_steps", "train"]
 def train(network: Network, trees: Sequence[Tree], config: TrainConfig, run: Run, *, stage: str) -> None:
     """Train `network` in place and write it to the run's directory.
 
+    The network as it is given is the reference, where the loss has one; LoRA is added to it where the settings say so.
+
     Args:
-        trees: one per prompt, with reference log-probabilities where the loss needs them.
+        trees: one per prompt.
         stage: the name under which progress is shown.
     """
     bound = bind_loss(config)
+    if bound.loss.inputs is PreferenceLogprobs:
+        trees = _with_reference(network, trees, config)
+    if config.lora:
+        add_lora(network, config.lora, config.seed)
     engine = Engine(network, config.engine, config.optimizer)
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint) if checkpoint else 0
@@ -78,6 +88,13 @@ def batch_indices(step: int, rows: int, config: TrainConfig) -> list[int]:
     epoch, position = divmod(step, math.ceil(rows / config.batch_size))
     order = np.random.default_rng([config.seed, epoch]).permutation(rows)
     return [int(i) for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
+
+
+def _with_reference(network: Network, trees: Sequence[Tree], config: TrainConfig) -> Sequence[Tree]:
+    cache = cache_directory() / "reference.sqlite"
+    with Progress("Reference", len(trees), unit="tokens") as progress:
+        engine = Engine(network, config.engine)
+        return attach_reference(engine, trees, cache, lambda count, tokens: progress.advance(count, work=tokens))
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -74,14 +75,18 @@ class Run:
     def _require_same(self, config: Config, facts: Mapping[str, Any]) -> None:
         fix = "Use what the run was started with, or start another --out."
         try:
-            before = (self.directory / _CONFIG).read_text(encoding="utf-8").splitlines()
+            before = _flat(tomllib.loads((self.directory / _CONFIG).read_text(encoding="utf-8")))
             identity = json.loads((self.directory / _PROVENANCE).read_text(encoding="utf-8"))
             old = {key: identity[key] for key in _IDENTITY}
         except (OSError, ValueError, KeyError, TypeError):
             what = f"{_CONFIG} or {_PROVENANCE} is missing or damaged, so this run cannot be continued."
             raise RunError(what, where=str(self.directory), fix="Start another --out.") from None
-        now = config.to_toml().splitlines()
-        changed = [line for line in now if line not in before] or [line for line in before if line not in now]
+        now = _flat(tomllib.loads(config.to_toml()))
+        changed = [
+            f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
         if changed:
             raise RunError(f"The settings have changed: {'; '.join(changed)}.", where=str(self.directory), fix=fix)
         for key in _IDENTITY:
@@ -110,6 +115,13 @@ def provenance(network: Network, model: str, data: str, trees: Sequence[Tree], s
         },
         "machine": f"{platform.system()} {platform.machine()}, {network.device}",
     }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _code_hash() -> str:
