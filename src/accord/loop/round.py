@@ -32,6 +32,7 @@ from accord.feedback.quality import PanelAgreement, agreement
 from accord.feedback.ranking import majority_ranking, ranked_pairs
 from accord.files import write_text
 from accord.loop.artifacts import read_records, write_records, write_rows
+from accord.models.allocator import release_memory
 from accord.models.load import load_policy, load_reward_model
 from accord.models.network import Policy
 from accord.models.render import Renderer, sampled_tree
@@ -99,6 +100,7 @@ class Round:
             self._train_policy(completions, ranks)
         with self._timed("evaluation"):
             report = self._evaluate_reward(completions, ranks, panel)
+            release_memory()
             outcomes = self._evaluate_policy()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return Result(compare(outcomes), report, panel, self.seconds(), peak)
@@ -256,6 +258,7 @@ class Round:
         try:
             yield
         finally:
+            release_memory()
             seconds = self.seconds()
             seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
             write_text(self.directory / "stages.json", json.dumps(seconds, indent=2) + "\n")

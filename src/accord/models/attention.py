@@ -13,6 +13,7 @@ T = packed tokens, H = query heads, K = key/value heads, R = H / K, D = head siz
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from accord.errors import ModelError
 from accord.models.kv_cache import Decode, Prefill
-from accord.models.packing import MicroBatch, Span
+from accord.models.packing import MicroBatch, Span, TreeLayout
 
 __all__ = ["ATTENTION", "branch_attention"]
 
@@ -95,9 +96,10 @@ class _BranchAttention(torch.autograd.Function):
         H, T, _ = query.shape
         attended_THD = value.new_empty(T, H, value.shape[-1])  # latent attention: values narrower than keys
         kept: list[Tensor | None] = []
-        for rows, columns in _blocks(batch):
-            q, k, v = _block(query, key, value, rows, columns)
-            weights, slope = _weights(q, k, batch, rows, columns, scale, window, softcap)
+        for block in _blocks(batch):
+            rows = block.rows
+            q, k, v = _states(query, key, value, block)
+            weights, slope = _weights(q, k, batch, block, scale, window, softcap)
             attended_THD[rows.start : rows.start + rows.length] = _join(torch.bmm(weights, v), H)
             keep = slope is None and rows.length * weights.shape[2] <= _KEEP and any(ctx.needs_input_grad)
             kept.append(weights if keep else None)
@@ -113,11 +115,10 @@ class _BranchAttention(torch.autograd.Function):
         H = query.shape[0]
         grad_THD = grads[0]
         grad_q, grad_k, grad_v = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for (rows, columns), kept in zip(_blocks(batch), ctx.kept, strict=True):
-            q, k, v = _block(query, key, value, rows, columns)
-            weights, slope = (
-                (kept, None) if kept is not None else _weights(q, k, batch, rows, columns, scale, window, softcap)
-            )
+        for block, kept in zip(_blocks(batch), ctx.kept, strict=True):
+            rows, columns = block.rows, block.columns
+            q, k, v = _states(query, key, value, block)
+            weights, slope = (kept, None) if kept is not None else _weights(q, k, batch, block, scale, window, softcap)
             grad = _split(grad_THD[rows.start : rows.start + rows.length].transpose(0, 1), key.shape[0])
             grad_weights = torch.bmm(grad, v.transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
@@ -131,14 +132,29 @@ class _BranchAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
-def _blocks(batch: MicroBatch) -> Iterator[tuple[Span, tuple[Span, ...]]]:
-    """Query rows and the key columns that they may see, for every segment of every tree."""
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Query rows, and the key columns of which they may see some: all of a small `tree`, else a causal piece of it."""
+
+    rows: Span
+    columns: tuple[Span, ...]
+    tree: TreeLayout | None = None
+
+
+def _blocks(batch: MicroBatch) -> Iterator[_Block]:
+    """A tree that fits one block is one masked product; a larger one is cut so that what is hidden is skipped."""
     for tree in batch.layout:
-        if tree.prompt.length:
-            yield from ((rows, (seen,)) for rows, seen in _causal(tree.prompt))
+        length = tree.prompt.length + sum(branch.length for branch in tree.branches)
+        if length <= _BLOCK:
+            whole = Span(tree.prompt.start, length)
+            yield _Block(whole, (whole,), tree)
+            continue
+        for rows, seen in _causal(tree.prompt):
+            yield _Block(rows, (seen,))
+        before = (tree.prompt,) if tree.prompt.length else ()
         for branch in tree.branches:
-            before = (tree.prompt,) if tree.prompt.length else ()
-            yield from ((rows, (*before, seen)) for rows, seen in _causal(branch))
+            for rows, seen in _causal(branch):
+                yield _Block(rows, (*before, seen))
 
 
 def _causal(segment: Span) -> Iterator[tuple[Span, Span]]:
@@ -147,12 +163,10 @@ def _causal(segment: Span) -> Iterator[tuple[Span, Span]]:
         yield Span(segment.start + start, length), Span(segment.start, start + length)
 
 
-def _block(
-    query: Tensor, key: Tensor, value: Tensor, rows: Span, columns: tuple[Span, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _states(query: Tensor, key: Tensor, value: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
     """[K, R·L, D], [K, S, D], [K, S, D]."""
-    q = _split(query[:, rows.start : rows.start + rows.length], key.shape[0])
-    return q, _gather(key, columns), _gather(value, columns)
+    q = _split(query[:, block.rows.start : block.rows.start + block.rows.length], key.shape[0])
+    return q, _gather(key, block.columns), _gather(value, block.columns)
 
 
 def _split(rows_HLD: Tensor, kv_heads: int) -> Tensor:
@@ -179,36 +193,43 @@ def _scatter(grad_KTD: Tensor, grad_KSD: Tensor, columns: tuple[Span, ...]) -> N
 
 
 def _weights(
-    q: Tensor,
-    k: Tensor,
-    batch: MicroBatch,
-    rows: Span,
-    columns: tuple[Span, ...],
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    q: Tensor, k: Tensor, batch: MicroBatch, block: _Block, scale: float, window: int | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention weights [K, R·L, S], and the slope of the soft cap where there is one."""
-    total = sum(span.length for span in columns)
-    mask = _mask(batch, rows.length, total, q.shape[1] // rows.length, window, q)
+    mask = _mask(batch, block, q.shape[1] // block.rows.length, window, q)
     if softcap is None:
         return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale), dim=-1), None
     bent = torch.tanh(torch.bmm(q, k.transpose(1, 2)).mul_(scale / softcap))
     return torch.softmax(bent * softcap + mask, dim=-1), 1 - bent * bent
 
 
-def _mask(batch: MicroBatch, length: int, total: int, repeat: int, window: int | None, like: Tensor) -> Tensor:
-    """Additive mask [1, R·L, S]: the last row sees all S columns, each row before it one less, at most `window`."""
-    key = (length, total, repeat, window if window is not None and window < total else None, like.dtype)
+def _mask(batch: MicroBatch, block: _Block, repeat: int, window: int | None, like: Tensor) -> Tensor:
+    """Additive mask [1, R·L, S], made once for all layers and all blocks of one shape."""
+    total = sum(span.length for span in block.columns)
+    lengths = tuple(span.length for span in (block.tree.prompt, *block.tree.branches)) if block.tree else None
+    key = (block.rows.length, total, lengths, repeat, window, like.dtype)
     if key not in batch.masks:
-        row = torch.arange(total - length, total, device=like.device)[:, None]
-        column = torch.arange(total, device=like.device)[None]
-        visible = column <= row
-        if window is not None:
-            visible &= column > row - window
-        mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, float("-inf"))
+        visible = _visible_in_tree(lengths, window) if lengths else _visible(block.rows.length, total, window)
+        mask = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf")).to(like)
         batch.masks[key] = mask.repeat(repeat, 1)[None]
     return batch.masks[key]
+
+
+def _visible(length: int, total: int, window: int | None) -> Tensor:
+    """[L, S]: the last row sees all S columns, each row before it one less, at most `window` of them."""
+    row = torch.arange(total - length, total)[:, None]
+    column = torch.arange(total)[None]
+    return (column <= row) & (column > row - window) if window is not None else column <= row
+
+
+def _visible_in_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
+    """[L, L] for a prompt and its branches side by side: a branch sees the prompt and itself, by position."""
+    prompt, *branches = lengths
+    position = torch.cat([torch.arange(prompt), *(prompt + torch.arange(length) for length in branches)])
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    visible = (owner[None] == 0) | (owner[None] == owner[:, None])
+    visible &= position[None] <= position[:, None]
+    return visible & (position[None] > position[:, None] - window) if window is not None else visible
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -59,28 +59,28 @@ class _TokenLogprobs(torch.autograd.Function):
         normaliser_N = torch.empty_like(logprobs_N)
         size = len(hidden_ND) * weight_VD.shape[0] * weight_VD.element_size()
         keep = size <= _KEEP_BYTES and any(ctx.needs_input_grad)
-        kept: list[Tensor] = []
+        kept_NV = _logits(hidden_ND, weight_VD, bias_V, scale, softcap) if keep else None
         for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
-            logits = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap)
+            logits = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap) if kept_NV is None else kept_NV[rows]
             normaliser_N[rows] = torch.logsumexp(logits.float(), dim=-1)
             logprobs_N[rows] = logits.gather(1, target_N[rows, None])[:, 0].float() - normaliser_N[rows]
-            if keep:
-                kept.append(logits)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, normaliser_N)
-        ctx.kept, ctx.scale, ctx.softcap = kept, scale, softcap
+        ctx.kept_NV, ctx.scale, ctx.softcap = kept_NV, scale, softcap
         return logprobs_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """∂ℓ/∂z = onehot(target) − softmax(z), then through the cap, the scale and the product."""
         hidden_ND, weight_VD, bias_V, target_N, normaliser_N = ctx.saved_tensors
-        grad_N = grads[0]
+        grad_N, slope_NV = grads[0], ctx.kept_NV
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         grad_hidden = torch.empty_like(hidden_ND)
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        for index, rows in enumerate(_chunks(len(hidden_ND), weight_VD.shape[0])):
+        for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
             logits = (
-                ctx.kept[index] if ctx.kept else _logits(hidden_ND[rows], weight_VD, bias_V, ctx.scale, ctx.softcap)
+                _logits(hidden_ND[rows], weight_VD, bias_V, ctx.scale, ctx.softcap)
+                if slope_NV is None
+                else slope_NV[rows]
             )
             slope = (logits.float() - normaliser_N[rows, None]).exp_().mul_(-grad_N[rows, None])
             slope.scatter_add_(1, target_N[rows, None], grad_N[rows, None])
@@ -90,11 +90,17 @@ class _TokenLogprobs(torch.autograd.Function):
                 slope.mul_(ctx.scale)
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
+            if slope_NV is not None:
+                slope_NV[rows] = slope  # the logits are not needed again: their memory holds the slopes
+                continue
             slope = slope.to(weight_VD.dtype)
             grad_hidden[rows] = slope @ weight_VD
             if grad_weight is not None:
                 grad_weight += slope.T @ hidden_ND[rows]
-        ctx.kept = None
+        ctx.kept_NV = None
+        if slope_NV is not None:
+            grad_hidden = slope_NV @ weight_VD
+            grad_weight = slope_NV.T @ hidden_ND if ctx.needs_input_grad[1] else None
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VD.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
