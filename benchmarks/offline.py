@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from offline_plan import WARMUP, Plan, make_plan
-from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, show, summary, unique_tokens, write
 
 from accord.models.load import load_tokenizer
 from accord.models.starter import STARTER
+from offline_plan import WARMUP, Plan, make_plan
+from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, show, summary, unique_tokens, write
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data" / "hh_harmless" / "train.jsonl.gz"

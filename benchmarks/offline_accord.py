@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from offline_plan import BETA, LEARNING_RATE, Consumed, Plan, Task, Worker, consumed, draw_score_head
 
 from accord.engine.engine import BoundLoss, Engine, EngineConfig
 from accord.engine.optimizer import OptimizerConfig
@@ -24,6 +23,7 @@ from accord.models.render import Renderer
 from accord.models.starter import STARTER
 from accord.models.trees import Tree
 from accord.types import Demonstration, PreferencePair
+from offline_plan import BETA, LEARNING_RATE, Consumed, Plan, Task, Worker, consumed, draw_score_head
 
 CPU = torch.device("cpu")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from offline_plan import WARMUP, Plan
 
 __all__ = ["ACCORD", "BEST", "DEFAULTS", "PLAIN", "Run", "answer", "show", "summary", "unique_tokens", "write"]

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 from datasets import Dataset
-from offline_plan import BETA, LEARNING_RATE, PACK, Consumed, Plan, Worker, consumed, draw_score_head
 from transformers import TrainerCallback
 from trl import (  # type: ignore[attr-defined]
     DPOConfig,
@@ -25,6 +24,7 @@ from trl import (  # type: ignore[attr-defined]
 )
 
 from accord.models.starter import starter_directory
+from offline_plan import BETA, LEARNING_RATE, PACK, Consumed, Plan, Worker, consumed, draw_score_head
 
 TRAINERS: dict[str, tuple[Any, Any]] = {
     "dpo": (DPOTrainer, DPOConfig),

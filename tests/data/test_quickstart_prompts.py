@@ -9,7 +9,8 @@ from accord.data.prompts import load
 from accord.types import Prompt, Requirement
 
 NUMBERS = {
-    1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 15: "fifteen",
+    1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 12: "twelve", 14: "fourteen",
+    15: "fifteen",
     18: "eighteen", 20: "twenty", 25: "twenty-five", 30: "thirty",
 }  # fmt: skip
 PHRASES = {

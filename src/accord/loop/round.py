@@ -155,20 +155,18 @@ class Round:
     def _write_preferences(
         self, completions: Mapping[str, Sequence[Completion]], ranks: Mapping[str, tuple[int, ...]]
     ) -> None:
-        """The pairs that DPO learns from, in the columns that everyone reads."""
+        """What was learnt from, as preference pairs in the columns that everyone reads."""
         rows = [
-            {"prompt": _turns(prompt), "chosen": _turn(chosen), "rejected": _turn(rejected), "kind": "simulated"}
-            for prompt, chosen, rejected in self._pairs(completions, ranks)
+            {
+                "prompt": _turns(prompt),
+                "chosen": _turn(completions[prompt.id][better]),
+                "rejected": _turn(completions[prompt.id][worse]),
+                "kind": "simulated",
+            }
+            for prompt in self.prompts
+            for better, worse in ranked_pairs(ranks[prompt.id])
         ]
         write_rows(self.directory / "preferences.jsonl", rows)
-
-    def _pairs(
-        self, completions: Mapping[str, Sequence[Completion]], ranks: Mapping[str, tuple[int, ...]]
-    ) -> Iterator[tuple[Prompt, Completion, Completion]]:
-        """The clearest pair of every prompt whose answers are not all tied."""
-        for prompt in self.prompts:
-            for better, worse in ranked_pairs(ranks[prompt.id])[:1]:
-                yield prompt, completions[prompt.id][better], completions[prompt.id][worse]
 
     def _train_reward(
         self, completions: Mapping[str, Sequence[Completion]], ranks: Mapping[str, tuple[int, ...]]
@@ -193,10 +191,7 @@ class Round:
         config = self.config.dpo.model_copy(update={"seed": self.config.seed})
         network = load_policy(self.config.model, chat_template=config.template())
         renderer = Renderer(network, config.max_tokens)
-        trees = [
-            sampled_tree(renderer.prompt(prompt.content), (chosen, rejected), (0, 1))
-            for prompt, chosen, rejected in self._pairs(completions, ranks)
-        ]
+        trees = self._rankings(renderer, self.prompts, completions, ranks)
         facts = provenance(network, self.config.model, "simulated panel", trees, config.seed)
         run = Run.open(run.directory, config, facts, resume=True)
         train(network, trees, config, run, stage="DPO")
@@ -223,11 +218,14 @@ class Round:
         path = self.directory / "outcomes.jsonl"
         if path.exists():
             return read_records(path, PairedOutcome)
-        baseline, config, seed = load_policy(self.config.model), self.config.sampling, self.config.seed
-        before = answer(baseline, self.heldout, config, seed, "Answers before")
+        baseline, seed = load_policy(self.config.model), self.config.seed
+        # People read the most likely answers; the KL needs draws from the whole distribution.
+        likely, drawn = (self.config.sampling.model_copy(update={"temperature": t}) for t in (0.0, 1.0))
+        before = answer(baseline, self.heldout, likely, seed, "Answers before")
         candidate = load_policy(str(self.model))
-        after = answer(candidate, self.heldout, config, seed, "Answers after")
-        kl = divergences(baseline, self.heldout, after, "KL from baseline")
+        after = answer(candidate, self.heldout, likely, seed, "Answers after")
+        draws = answer(candidate, self.heldout, drawn, seed, "Draws for KL")
+        kl = divergences(baseline, self.heldout, draws, "KL from baseline")
         network = load_reward_model(str(self.directory / "reward" / "model"))
         both = [self._scored(network, baseline, answers) for answers in (before, after)]
         rewards = list(zip(*both, strict=True))

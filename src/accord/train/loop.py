@@ -22,6 +22,7 @@ from accord.engine.engine import Engine
 from accord.engine.optimizer import learning_rate_at
 from accord.engine.reference import attach_reference
 from accord.losses.records import PreferenceLogprobs
+from accord.models.allocator import release_memory
 from accord.models.lora import add_lora
 from accord.models.network import Network
 from accord.models.starter import cache_directory
@@ -31,6 +32,10 @@ from accord.train.config import TrainConfig, bind_loss
 from accord.train.run import Run
 
 __all__ = ["batch_indices", "total_steps", "train"]
+
+
+_TIDY_EVERY = 16
+"""Steps between returns of free memory: blocks of ever new sizes leave holes, and the heap would grow with the run."""
 
 
 def train(network: Network, trees: Sequence[Tree], config: TrainConfig, run: Run, *, stage: str) -> None:
@@ -68,6 +73,8 @@ def train(network: Network, trees: Sequence[Tree], config: TrainConfig, run: Run
             row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": seconds}
             tracker.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
             progress.advance(1, work=tokens, **_shown(metrics))
+            if (step + 1) % _TIDY_EVERY == 0:
+                release_memory()
             if stopped or ((step + 1) % config.checkpoint_every == 0 and step + 1 < total):
                 save_checkpoint(engine, run.checkpoints, step + 1)
             if stopped:

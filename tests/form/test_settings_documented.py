@@ -1,0 +1,27 @@
+"""Every setting has its row in docs/settings.md, under the key that the user types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from accord.engine.engine import EngineConfig
+from accord.engine.optimizer import OptimizerConfig
+from accord.loop.round import RoundConfig
+from accord.losses import LOSSES
+from accord.models.lora import LoRAConfig
+from accord.sampling.request import SamplingConfig
+from accord.train import TrainConfig
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+CLASSES = [
+    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("lora.", LoRAConfig),
+    ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "settings"), CLASSES, ids=lambda value: getattr(value, "__name__", None))
+def test_every_setting_is_documented(prefix, settings):
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in settings.model_fields if f"| `{prefix}{name}` |" not in page] == []
