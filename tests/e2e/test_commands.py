@@ -157,7 +157,7 @@ def test_chat_answers_each_line(model: Path) -> None:
         (["train", "dpo", "--model", "no/such-model", "--data", "PAIRS", "--out", "OUT"], "no/such-model"),
         (["train", "sft", "--model", "MODEL", "--data", "PAIRS", "--out", "OUT"], "pairs.jsonl:1"),
         (["train", "dpo", "--model", "MODEL", "--data", "PAIRS", "--out", "OUT", "--set", "loss.bta=1"], "beta"),
-        (["train", "sft", "--model", "MODEL", "--data", "SUMS", "--out", "OUT", "--set", "max_tokens=4"], "sums.jsonl:1"),
+        (["train", "sft", "--model", "MODEL", "--data", "SUMS", "--out", "OUT", "--set", "max_tokens=4"], "sums.jsonl"),
         (["sample", "--model", "MODEL", "--data", "PAIRS", "--out", "OUT", "--n", "0"], "--n"),
         (["evaluate", "reward", "--model", "MODEL", "--data", "PAIRS", "--out", "TAKEN"], "--out"),
     ],
