@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from pydantic import Field
 
@@ -36,6 +38,7 @@ def add_lora(network: Network, config: LoRAConfig, seed: int = 0) -> None:
         target_modules="all-linear",
         modules_to_save=["score"] if reward else None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         torch.manual_seed(seed)
         network.adapter = peft.get_peft_model(network.model, settings)
