@@ -41,7 +41,8 @@ def quickstart(
     from accord.loop import Round, RoundConfig, quickstart_settings
     from accord.train import Run
 
-    layers = [quickstart_settings(), {"seed": seed}, read_toml(config) if config else {}, parse_assignments(set)]
+    seeds = {"seed": seed, "reward": {"seed": seed}, "dpo": {"seed": seed}}
+    layers = [quickstart_settings(), seeds, read_toml(config) if config else {}, parse_assignments(set)]
     settings = RoundConfig.build(merge(*layers), where=str(config) if config else "--set")
     this = Round(out, settings)
     Run.open(out, settings, this.facts(), resume=resume)

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from accord.config import Config
 from accord.data import prompts as prompt_sets
-from accord.errors import DataError
+from accord.errors import ConfigError, DataError
 from accord.evaluate.answers import answer, answer_trees, complete, divergences, paired_outcomes, scores
 from accord.evaluate.compare import Comparison, PairedOutcome, compare
 from accord.evaluate.reward import RewardReport, evaluate_rewards
@@ -83,6 +83,9 @@ class Round:
         self.directory, self.config = directory, config
         self.prompts = _take("train", config.train_prompts)
         self.heldout = _take("heldout", config.heldout_prompts)
+        if config.sampling.temperature != 1.0:
+            fix = "Set temperatures, e.g. --set temperatures=[0.5,1.0]"
+            raise ConfigError("A round takes no single temperature.", where="sampling.temperature", fix=fix)
         if config.reward_prompts >= len(self.prompts):
             fix = "Set reward_prompts below train_prompts."
             raise DataError("No prompt is left to measure the reward model on.", where="reward_prompts", fix=fix)
@@ -174,7 +177,7 @@ class Round:
         run = Run(self.directory / "reward")
         if run.finished:
             return
-        config = self.config.reward.model_copy(update={"seed": self.config.seed})
+        config = self.config.reward
         network = load_reward_model(self.config.model, chat_template=config.template())
         renderer = Renderer(network, config.max_tokens)
         trees = self._rankings(renderer, self.prompts[: self.config.reward_prompts], completions, ranks)
@@ -188,7 +191,7 @@ class Round:
         run = Run(self.directory / "dpo")
         if run.finished:
             return
-        config = self.config.dpo.model_copy(update={"seed": self.config.seed})
+        config = self.config.dpo
         network = load_policy(self.config.model, chat_template=config.template())
         renderer = Renderer(network, config.max_tokens)
         trees = self._rankings(renderer, self.prompts, completions, ranks)

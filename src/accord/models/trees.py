@@ -58,11 +58,6 @@ class Tree:
         order = range(len(self.branches))
         return tuple((i, j) for i in order for j in order if self.ranks[i] < self.ranks[j])
 
-    @property
-    def has_loss_at_start(self) -> bool:
-        """Whether a first completion token carries loss although no token stands before it to predict it."""
-        return len(self.prompt_P) == 0 and any(bool(branch.loss_mask_L[0]) for branch in self.branches)
-
     def digest(self) -> str:
         """A hash of every token and every mask: the key of whatever is computed from this tree."""
         state = hashlib.blake2b(digest_size=16)
