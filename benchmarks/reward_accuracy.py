@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
 
 
 def _pairs(part: str) -> list[PreferencePair]:
-    records = load(str(DATA / f"{part}.jsonl.gz"), "reward").records
+    records = load(str(DATA / f"{part}.jsonl.gz"), "preferences").records
     return [record for record in records if isinstance(record, PreferencePair)]
 
 

@@ -52,7 +52,7 @@ def test_help_lists_every_verb_in_the_order_of_the_loop():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["--version"], ["trian"], ["train", "dppo"], []]
+    "arguments", [["--help"], ["train", "--help"], ["--version"], ["trian"], ["data", "chekc"], []]
 )
 def test_nothing_heavy_is_imported_to_answer(arguments):
     script = (
@@ -83,7 +83,7 @@ def test_what_is_installed_as_accord_is_main():
     ("arguments", "message"),
     [
         (["trian"], "Unknown command 'trian'. Did you mean 'train'?"),
-        (["train", "dppo"], "Unknown command 'dppo'. Did you mean 'dpo'?"),
+        (["data", "chekc"], "Unknown command 'chekc'. Did you mean 'check'?"),
         (["doctor", "--qick"], "--qick"),
     ],
 )
@@ -145,13 +145,13 @@ def test_ctrl_c_says_so_in_one_line(verb, capsys):
 def test_ctrl_c_in_a_run_says_what_to_type_to_go_on(tmp_path, typed, line):
     """A real SIGINT to a real process, in a verb that can resume."""
     (tmp_path / "slow_verb.py").write_text(
-        "import signal\n\ndef act(*, out: str, resume: bool = False):\n"
+        "import signal\n\ndef act(recipe: str, *, out: str, resume: bool = False):\n"
         "    print('running', flush=True)\n    signal.pause()\n"
     )
     script = (
         "import signal, sys, accord.cli as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored\n"
-        "cli.VERBS = tuple(v._replace(function='slow_verb:act') if v.name == 'train dpo' else v for v in cli.VERBS)\n"
+        "cli.VERBS = tuple(v._replace(function='slow_verb:act') if v.name == 'train' else v for v in cli.VERBS)\n"
         "sys.exit(cli.run(sys.argv[1:]))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -183,7 +183,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
 
 
 def test_commands_that_resume_are_those_that_make_a_run():
-    assert {verb.name for verb in VERBS if verb.resumes} == {"quickstart", "train sft", "train reward", "train dpo"}
+    assert {verb.name for verb in VERBS if verb.resumes} == {"quickstart", "train"}
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)

@@ -74,8 +74,8 @@ def test_one_bad_row_gives_one_finding_at_its_place(tmp_path: Path, rule: str, r
 def test_the_kind_decides_what_is_usable(tmp_path: Path) -> None:
     spec = write(tmp_path, PAIR, {"prompt": "p", "completion": "c"})
     assert lines(check(spec)) == {}
-    assert lines(check(spec, "sft")) == {"kind": [1]}
-    assert lines(check(spec, "reward")) == {"kind": [2]}
+    assert lines(check(spec, "demonstrations")) == {"kind": [1]}
+    assert lines(check(spec, "preferences")) == {"kind": [2]}
     assert lines(check(spec, "prompts")) == {}
 
 
@@ -144,5 +144,5 @@ def test_nothing_to_read_is_an_error_of_the_caller(tmp_path: Path) -> None:
 
 
 def test_real_preferences(shared_data: Path) -> None:
-    report = check(f"{shared_data}/hh_harmless:train", "dpo")
+    report = check(f"{shared_data}/hh_harmless:train", "preferences")
     assert (report.rows, report.has_errors) == (1595, False)

@@ -73,10 +73,10 @@ def test_show_prints_what_other_records_carry(tmp_path: Path, capsys: pytest.Cap
 
 def test_show_uses_the_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = write(tmp_path, {"prompt": "p", "completions": ["x", "y"], "ranks": [2, 1]})
-    show(spec, kind="dpo")
-    assert "PreferencePair" in capsys.readouterr().out
-    with pytest.raises(RowError, match="cannot be used for sft"):
-        show(spec, kind="sft")
+    show(spec, kind="preferences")
+    assert "Ranking" in capsys.readouterr().out
+    with pytest.raises(RowError, match="demonstrations are wanted"):
+        show(spec, kind="demonstrations")
     with pytest.raises(EmptyDataError):
         show(spec, rows=0)
 

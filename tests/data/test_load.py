@@ -31,16 +31,10 @@ def write(folder: Path, *rows: dict[str, Any] | str) -> str:
 
 def test_each_kind_gets_the_records_it_trains_on(tmp_path: Path) -> None:
     place = Source(write(tmp_path, SFT), 1)
-    assert load(place.path, "sft").records == [Demonstration("2+2=", " 4", place)]
+    assert load(place.path, "demonstrations").records == [Demonstration("2+2=", " 4", place)]
     write(tmp_path, PAIR, RANKING)
     pair, second = PreferencePair("2+2=", " 4", " 5", None, place), Source(place.path, 2)
-    assert load(place.path, "reward").records == [pair, Ranking("2+2=", (" 4", " 5", " four"), (0, 1, 0), second)]
-    # " 4" and " four" tie, so the ranking has two strictly ordered pairs, not three.
-    assert load(place.path, "dpo").records == [
-        pair,
-        PreferencePair("2+2=", " 4", " 5", None, second),
-        PreferencePair("2+2=", " four", " 5", None, second),
-    ]
+    assert load(place.path, "preferences").records == [pair, Ranking("2+2=", (" 4", " 5", " four"), (0, 1, 0), second)]
 
 
 def test_every_row_has_a_prompt_to_sample_from(tmp_path: Path) -> None:
@@ -53,45 +47,47 @@ def test_every_row_has_a_prompt_to_sample_from(tmp_path: Path) -> None:
 def test_a_row_of_two_records_serves_both_kinds(tmp_path: Path) -> None:
     spec = write(tmp_path, {"instruction": "Greet.", "output": "Hello", "chosen": "Hello", "rejected": "What?"})
     prompt = (Message("user", "Greet."),)
-    assert load(spec, "sft").records == [Demonstration(prompt, (Message("assistant", "Hello"),), Source(spec, 1))]
-    assert len(load(spec, "dpo").records) == 1
+    assert load(spec, "demonstrations").records == [
+        Demonstration(prompt, (Message("assistant", "Hello"),), Source(spec, 1))
+    ]
+    assert len(load(spec, "preferences").records) == 1
     assert [record.content for record in load(spec, "prompts").records] == [prompt]
 
 
 @pytest.mark.parametrize(
     ("row", "kind", "message"),
     [
-        (PAIR, "sft", "a preference pair, which cannot be used for sft"),
-        (RANKING, "sft", "a ranking, which cannot be used for sft"),
-        (LABELLED, "sft", "a labelled completion, which cannot be used for sft"),
-        (ONLY_PROMPT, "sft", "a prompt without a completion"),
-        (SFT, "dpo", "a demonstration, which cannot be used for dpo"),
-        (LABELLED, "reward", "a labelled completion"),
-        (PAIR | {"rejected": "  4\n"}, "dpo", "the same text"),
-        (PAIR | {"chosen": " \n"}, "reward", "The chosen is empty"),
-        (SFT | {"completion": ""}, "sft", "The completion is empty"),
-        (SFT | {"prompt": ""}, "sft", "The prompt is empty"),
-        (SFT | {"prompt": []}, "sft", "The prompt is empty"),
+        (PAIR, "demonstrations", "a preference pair, and demonstrations are wanted"),
+        (RANKING, "demonstrations", "a ranking, and demonstrations are wanted"),
+        (LABELLED, "demonstrations", "a labelled completion, and demonstrations are wanted"),
+        (ONLY_PROMPT, "demonstrations", "a prompt without a completion"),
+        (SFT, "preferences", "a demonstration, and preferences are wanted"),
+        (LABELLED, "preferences", "a labelled completion"),
+        (PAIR | {"rejected": "  4\n"}, "preferences", "the same text"),
+        (PAIR | {"chosen": " \n"}, "preferences", "The chosen is empty"),
+        (SFT | {"completion": ""}, "demonstrations", "The completion is empty"),
+        (SFT | {"prompt": ""}, "demonstrations", "The prompt is empty"),
+        (SFT | {"prompt": []}, "demonstrations", "The prompt is empty"),
         (
             {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}]},
-            "sft",
+            "demonstrations",
             r"Message 1 \(user\) of the prompt is empty",
         ),
-        ({"prompt": [], "completion": [{"role": "user", "content": "x"}]}, "sft", "prompt is empty"),
+        ({"prompt": [], "completion": [{"role": "user", "content": "x"}]}, "demonstrations", "prompt is empty"),
         (
             {"prompt": "p", "completion": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]},
-            "sft",
+            "demonstrations",
             "does not begin and end with the assistant",
         ),
-        (RANKING | {"ranks": [0, 0, 0]}, "dpo", "None of the 3 completions is better"),
-        ({"prompt": "p", "completions": ["x"], "ranks": [0]}, "reward", "None of the 1 completions"),
-        (RANKING | {"completions": [" 4", " 4", " four"]}, "reward", "same completion has two different ranks"),
+        (RANKING | {"ranks": [0, 0, 0]}, "preferences", "None of the 3 completions is better"),
+        ({"prompt": "p", "completions": ["x"], "ranks": [0]}, "preferences", "None of the 1 completions"),
+        (RANKING | {"completions": [" 4", " 4", " four"]}, "preferences", "same completion has two different ranks"),
         (ONLY_PROMPT | {"prompt": ""}, "prompts", "The prompt is empty"),
         ({"prompt": 1}, "prompts", "must be text"),
     ],
 )
 def test_a_row_that_cannot_be_used_names_its_line(tmp_path: Path, row: Any, kind: Any, message: str) -> None:
-    good = ONLY_PROMPT if kind == "prompts" else SFT if kind == "sft" else PAIR
+    good = ONLY_PROMPT if kind == "prompts" else SFT if kind == "demonstrations" else PAIR
     spec = write(tmp_path, good, row, good | {"id": "other"})
     with pytest.raises(RowError, match=message) as caught:
         load(spec, kind)
@@ -105,18 +101,18 @@ def test_a_row_that_cannot_be_used_names_its_line(tmp_path: Path, row: Any, kind
 def test_an_empty_system_message_is_a_choice_not_a_fault(tmp_path: Path) -> None:
     roles = [("system", ""), ("user", "Hi"), ("assistant", "Hello")]
     spec = write(tmp_path, {"messages": [{"role": role, "content": text} for role, text in roles]})
-    assert len(load(spec, "sft").records) == 1
+    assert len(load(spec, "demonstrations").records) == 1
 
 
 def test_many_problems_are_counted_and_five_are_listed(tmp_path: Path) -> None:
     spec = write(tmp_path, SFT, "nonsense", *[SFT | {"completion": ""}] * 6, {"text": "x"})
     with pytest.raises(RowError) as caught:
-        load(spec, "sft")
+        load(spec, "demonstrations")
     message = str(caught.value)
-    assert "8 of 9 rows cannot be used for sft" in message
+    assert "8 of 9 rows cannot be used as demonstrations" in message
     assert [line for line in range(1, 10) if f"{spec}:{line}:" in message] == [2, 3, 4, 5, 6]
     assert "and 3 more" in message
-    kept = load(spec, "sft", skip_bad=True)
+    kept = load(spec, "demonstrations", skip_bad=True)
     assert (len(kept.records), kept.rows) == (1, 9)
     assert {rule: [place.line for place in places] for rule, places in kept.dropped.items()} == {
         "json": [2],
@@ -131,7 +127,7 @@ def test_many_problems_are_counted_and_five_are_listed(tmp_path: Path) -> None:
 
 def test_nothing_left_is_empty_data(tmp_path: Path) -> None:
     with pytest.raises(EmptyDataError, match="dropped 1: kind 1"):
-        load(write(tmp_path, PAIR), "sft", skip_bad=True)
+        load(write(tmp_path, PAIR), "demonstrations", skip_bad=True)
 
 
 def test_two_prompts_must_not_share_an_id(tmp_path: Path) -> None:
@@ -142,16 +138,15 @@ def test_two_prompts_must_not_share_an_id(tmp_path: Path) -> None:
 
 
 def test_the_limit_stops_reading(tmp_path: Path) -> None:
-    spec = write(tmp_path, RANKING, RANKING, "nonsense")
-    assert len(load(spec, "dpo", 3).records) == 3
-    assert len(load(spec, "reward", 2).records) == 2
+    spec = write(tmp_path, RANKING, PAIR, "nonsense")
+    assert len(load(spec, "preferences", 2).records) == 2
     with pytest.raises(ConfigError, match="at least 1"):
-        load(spec, "dpo", 0)
+        load(spec, "preferences", 0)
 
 
 def test_an_unknown_kind_has_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'dpo'"):
-        load(write(tmp_path, PAIR), "dppo")  # type: ignore[call-overload]
+    with pytest.raises(UnknownNameError, match="Did you mean 'preferences'"):
+        load(write(tmp_path, PAIR), "preference")  # type: ignore[call-overload]
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=9))
@@ -168,13 +163,13 @@ def test_a_ranking_is_all_its_strictly_ordered_pairs(ranks: list[int]) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "count"),
     [
-        ("hh_harmless:train", "dpo", 1595),
-        ("hh_harmless/test.jsonl.gz", "reward", 304),
-        ("oasst_trees/pairs.jsonl.gz", "reward", 677),
-        ("oasst_trees/sft.jsonl.gz", "sft", 223),
+        ("hh_harmless:train", "preferences", 1595),
+        ("hh_harmless/test.jsonl.gz", "preferences", 304),
+        ("oasst_trees/pairs.jsonl.gz", "preferences", 677),
+        ("oasst_trees/sft.jsonl.gz", "demonstrations", 223),
         ("oasst_trees/prompts.jsonl.gz", "prompts", 250),
-        ("instruct_1100", "sft", 955),
-        ("self_instruct", "sft", 362),
+        ("instruct_1100", "demonstrations", 955),
+        ("self_instruct", "demonstrations", 362),
     ],
 )
 def test_real_data_sets_load_whole(shared_data: Path, name: str, kind: Any, count: int) -> None:
@@ -183,7 +178,7 @@ def test_real_data_sets_load_whole(shared_data: Path, name: str, kind: Any, coun
 
 
 def test_real_conversations_become_messages(shared_data: Path) -> None:
-    for pair in load(f"{shared_data}/hh_harmless:train", "dpo").records:
+    for pair in load(f"{shared_data}/hh_harmless:train", "preferences").records:
         for side in (pair.chosen, pair.rejected):
             assert [turn.role for turn in side if isinstance(turn, Message)] == ["assistant"]
         assert isinstance(pair.prompt[-1], Message)

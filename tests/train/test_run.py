@@ -56,6 +56,11 @@ def test_settings_that_cannot_be_are_refused(assignment: str, error: type[Config
         resolve("dpo", assignments=[assignment])
 
 
+def test_an_unknown_recipe_lists_those_that_there_are() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown recipe 'dppo'\. Did you mean 'dpo'\? Known: .*reward, .*sft"):
+        resolve("dppo")
+
+
 def test_an_epoch_holds_every_row_once_in_its_own_order() -> None:
     """10 rows in batches of 4: 3 steps per epoch, the last with 2 rows."""
     config = resolve("sft", assignments=["batch_size=4", "epochs=3", "seed=5"])

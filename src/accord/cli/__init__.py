@@ -44,11 +44,7 @@ VERBS = (
          "accord data check --data pairs.jsonl"),
     Verb("data show", "accord.cli.data:show", "Show the records as training will see them.",
          "accord data show --data pairs.jsonl"),
-    Verb("train sft", "accord.cli.train:sft", "Supervised fine-tuning on demonstrations.",
-         "accord train sft --model starter --data demonstrations.jsonl --out runs/sft", resumes=True),
-    Verb("train reward", "accord.cli.train:reward", "Train a reward model on preference pairs or rankings.",
-         f"accord train reward {_MODEL_DATA} --out runs/reward", resumes=True),
-    Verb("train dpo", "accord.cli.train:dpo", "Direct preference optimisation on preference pairs.",
+    Verb("train", "accord.cli.train:train", "Train a model by a recipe: sft, reward, dpo and their kin.",
          f"accord train dpo {_MODEL_DATA} --out runs/dpo --set loss.beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",
          "accord sample --model runs/dpo/model --data prompts.jsonl --out completions.jsonl"),
@@ -64,7 +60,6 @@ VERBS = (
 
 _GROUPS = {
     "data": "Check and inspect data sets.",
-    "train": "Train a model.",
     "evaluate": "Measure a model.",
 }
 

@@ -101,7 +101,7 @@ def reward(*, model: str, data: str, out: Path, limit: int | None = None) -> Non
     from accord.data.load import load
 
     _require_new(out)
-    loaded = load(data, "reward", limit)
+    loaded = load(data, "preferences", limit)
     print(loaded.summary())
 
     import json

@@ -10,7 +10,7 @@ from accord.data.formats import read_row
 from accord.data.formats.base import row_id
 from accord.data.problems import OnProblem, Problem
 from accord.data.sources import Row, read_rows
-from accord.data.usable import KINDS, Kind, flaws, pairs, unusable, usable
+from accord.data.usable import KINDS, Kind, flaws, unusable, usable
 from accord.errors import ConfigError, EmptyDataError, RowError, UnknownNameError, unknown_name
 from accord.types import Demonstration, PreferencePair, Prompt, Ranking, Record, Source
 
@@ -43,16 +43,12 @@ class LoadedData(Generic[T]):
 
 @overload
 def load(
-    spec: str, kind: Literal["sft"], limit: int | None = ..., *, skip_bad: bool = ...
+    spec: str, kind: Literal["demonstrations"], limit: int | None = ..., *, skip_bad: bool = ...
 ) -> LoadedData[Demonstration]: ...
 @overload
 def load(
-    spec: str, kind: Literal["reward"], limit: int | None = ..., *, skip_bad: bool = ...
+    spec: str, kind: Literal["preferences"], limit: int | None = ..., *, skip_bad: bool = ...
 ) -> LoadedData[PreferencePair | Ranking]: ...
-@overload
-def load(
-    spec: str, kind: Literal["dpo"], limit: int | None = ..., *, skip_bad: bool = ...
-) -> LoadedData[PreferencePair]: ...
 @overload
 def load(
     spec: str, kind: Literal["prompts"], limit: int | None = ..., *, skip_bad: bool = ...
@@ -60,15 +56,14 @@ def load(
 
 
 def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = False) -> LoadedData[Record]:
-    """Read the records that `kind` uses.
+    """Read the records of one kind.
 
-    Lossless conversions are made: a ranking gives DPO all its strictly ordered pairs, and any row gives its prompt for
-    ``kind="prompts"`` (the row's `id`, else its file:line, names it). Others are refused: the chosen side of a pair is
-    not a demonstration unless you say so.
+    Any row gives its prompt for ``kind="prompts"`` (the row's `id`, else its file:line, names it).
+    Nothing else is converted: the chosen side of a pair is not a demonstration unless you say so.
 
     Args:
         spec: a file, a directory or a hub id (`accord.data.sources.read_rows`).
-        kind: what the records are for.
+        kind: what is wanted.
         limit: stop after this many records; rows after that are not read.
         skip_bad: leave out rows that cannot be used and list them in `dropped`, instead of failing.
 
@@ -101,7 +96,7 @@ def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = Fa
         dropped.setdefault(problem.rule, []).append(problem.source)
     loaded = LoadedData(records, rows, dropped)
     if not records:
-        raise EmptyDataError(f"No row can be used for {kind}: {loaded.summary()}.", where=spec, fix=problems[0].fix)
+        raise EmptyDataError(f"No row gives {kind}: {loaded.summary()}.", where=spec, fix=problems[0].fix)
     return loaded
 
 
@@ -142,8 +137,6 @@ def _use(found: list[Record], kind: Kind, source: Source, prompt_id: str, ids: s
                 fix = "Give every row its own id, or remove the column id."
                 return Problem("duplicate-id", source, f"Another prompt has the id {record.id!r}.", fix)
             ids.add(record.id)
-    if kind == "dpo":
-        return [pair for record in selected for pair in (pairs(record) if isinstance(record, Ranking) else [record])]
     return selected
 
 
@@ -155,7 +148,7 @@ def _failure(problems: list[Problem], rows: int, spec: str, kind: Kind) -> RowEr
     more = f"\n  ... and {len(problems) - len(shown):,} more" if len(problems) > len(shown) else ""
     fixes = dict.fromkeys(problem.fix for problem in shown if problem.fix)
     advice = "\n  → ".join([*fixes, f"`accord data check --data {spec}` shows every problem by rule."])
-    what = f"{len(problems):,} of {rows:,} rows cannot be used for {kind}:{''.join(listed)}{more}"
+    what = f"{len(problems):,} of {rows:,} rows cannot be used as {kind}:{''.join(listed)}{more}"
     return RowError(what, where=spec, fix=advice)
 
 

@@ -11,15 +11,14 @@ from accord.types import Content, Demonstration, LabelledCompletion, PreferenceP
 
 __all__ = ["KINDS", "Flaw", "Kind", "completions", "flaws", "pairs", "prompt_of", "squash", "unusable", "usable"]
 
-Kind = Literal["sft", "reward", "dpo", "prompts"]
-"""What the data is for: supervised fine-tuning, a reward model, DPO and its family, or sampling."""
+Kind = Literal["demonstrations", "preferences", "prompts"]
+"""What training or sampling reads: the records that a loss learns from, or prompts."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SERVES: dict[Kind, tuple[type, ...]] = {
-    "sft": (Demonstration,),
-    "reward": (PreferencePair, Ranking),
-    "dpo": (PreferencePair, Ranking),
+    "demonstrations": (Demonstration,),
+    "preferences": (PreferencePair, Ranking),
 }
 _NOUNS: dict[type, str] = {
     Demonstration: "a demonstration",
@@ -56,15 +55,15 @@ def usable(records: Sequence[Record], kind: Kind, prompt_id: str) -> list[Record
 
 def unusable(record: Record, kind: Kind) -> Flaw:
     """Say why the record does not serve `kind`, and how to get data that does."""
-    if kind == "sft" and isinstance(record, PreferencePair | Ranking):
+    if kind == "demonstrations" and isinstance(record, PreferencePair | Ranking):
         fix = "To imitate the best completion, write it to a file with the columns prompt and completion."
-    elif kind == "sft" and isinstance(record, LabelledCompletion):
+    elif kind == "demonstrations" and isinstance(record, LabelledCompletion):
         fix = "To imitate the good completions, keep those rows and remove the column label."
-    elif kind == "sft":
+    elif kind == "demonstrations":
         fix = "Add a column completion; a conversation must end with the assistant."
     else:
         fix = "Give prompt, chosen and rejected, or prompt, completions and ranks; docs/data.md lists the formats."
-    return Flaw("kind", f"The row is {_NOUNS[type(record)]}, which cannot be used for {kind}.", fix)
+    return Flaw("kind", f"The row is {_NOUNS[type(record)]}, and {kind} are wanted.", fix)
 
 
 def pairs(ranking: Ranking) -> list[PreferencePair]:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from accord.data.usable import Kind
 from accord.losses.records import PairScores, PreferenceLogprobs, TokenLogprobs
-from accord.models.network import Outputs
+from accord.models.network import Network, Outputs, Policy, RewardModel
 from accord.models.packing import MicroBatch
 from accord.models.trees import Tree
 
@@ -46,6 +47,12 @@ class View:
     weight: Callable[[Tree], float]
     couples_branches: bool
     """Whether a row of the record needs several branches of a tree."""
+    kind: Kind
+    """The data that such rows come from."""
+    network: type[Network]
+    """The network that says what the record holds."""
+    reference: bool = False
+    """Whether the record holds log-probabilities of the reference model, which the trees must then carry."""
 
 
 def join(batches: Sequence[MicroBatch], outputs: Sequence[Outputs]) -> Said:
@@ -122,7 +129,9 @@ def _present(values: Tensor | None) -> Tensor:
 
 
 VIEWS: dict[type, View] = {
-    TokenLogprobs: View(_tokens, _token_weight, couples_branches=False),
-    PreferenceLogprobs: View(_preferences, _pair_weight, couples_branches=True),
-    PairScores: View(_pair_scores, _pair_weight, couples_branches=True),
+    TokenLogprobs: View(_tokens, _token_weight, couples_branches=False, kind="demonstrations", network=Policy),
+    PreferenceLogprobs: View(
+        _preferences, _pair_weight, couples_branches=True, kind="preferences", network=Policy, reference=True
+    ),
+    PairScores: View(_pair_scores, _pair_weight, couples_branches=True, kind="preferences", network=RewardModel),
 }

@@ -15,7 +15,7 @@ import numpy as np
 from accord.errors import ChatTemplateError, ConfigError, RowError
 from accord.models.network import Network
 from accord.models.trees import Branch, IntArray, Tree
-from accord.types import Completion, Content, Demonstration, Message, PreferencePair, Ranking, Source
+from accord.types import Completion, Content, Demonstration, Message, PreferencePair, Ranking, Record, Source
 
 __all__ = ["Renderer", "sampled_tree"]
 
@@ -46,7 +46,7 @@ class Renderer:
             fix = f"Set max_tokens to at most {network.context}."
             raise ConfigError(f"max_tokens = {max_tokens} is more than the model's context.", fix=fix)
 
-    def tree(self, record: Demonstration | PreferencePair | Ranking) -> Tree:
+    def tree(self, record: Record) -> Tree:
         """A record as a prompt tree.
 
         Raises:
@@ -61,6 +61,8 @@ class Renderer:
                 return self._tree(record.prompt, completions, (0, 1), record.margin or 0.0, record.source)
             case Ranking():
                 return self._tree(record.prompt, record.completions, record.ranks, 0.0, record.source)
+            case _:
+                raise TypeError(f"{type(record).__name__} holds nothing that a network could learn.")
 
     def prompt(self, content: Content, source: Source | None = None) -> IntArray:
         """The tokens of a prompt that awaits a completion."""

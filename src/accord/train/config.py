@@ -13,11 +13,12 @@ from pydantic import Field
 from accord.config import Config, merge, parse_assignments, read_toml
 from accord.engine.engine import BoundLoss, EngineConfig
 from accord.engine.optimizer import OptimizerConfig
-from accord.errors import ConfigError
+from accord.engine.views import VIEWS, View
+from accord.errors import ConfigError, UnknownNameError, unknown_name
 from accord.losses import LOSSES
 from accord.models.lora import LoRAConfig
 
-__all__ = ["TrainConfig", "bind_loss", "recipe", "resolve"]
+__all__ = ["TrainConfig", "bind_loss", "recipe", "resolve", "view_of"]
 
 
 class TrainConfig(Config):
@@ -56,9 +57,17 @@ class TrainConfig(Config):
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The values of a built-in recipe."""
-    text = resources.files("accord.train").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    """The values of a built-in recipe.
+
+    Raises:
+        UnknownNameError: there is none of this name; the message lists them all.
+    """
+    files = {
+        file.name.removesuffix(".toml"): file for file in resources.files("accord.train").joinpath("recipes").iterdir()
+    }
+    if name not in files:
+        raise UnknownNameError(unknown_name("recipe", name, sorted(files)))
+    return tomllib.loads(files[name].read_text(encoding="utf-8"))
 
 
 def resolve(
@@ -76,3 +85,8 @@ def bind_loss(config: TrainConfig) -> BoundLoss:
     settings = dict(config.loss)
     loss = LOSSES[str(settings.pop("name", ""))]
     return BoundLoss(loss, loss.config.build(settings, where="[loss]"))
+
+
+def view_of(config: TrainConfig) -> View:
+    """What the loss that the settings name reads: which data, and which network."""
+    return VIEWS[bind_loss(config).loss.inputs]
