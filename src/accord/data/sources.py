@@ -21,7 +21,7 @@ from accord.data.problems import OnProblem, Problem, fail
 from accord.errors import DataError, EmptyDataError, MissingDataError, RowError
 from accord.types import Source
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["Row", "data_files", "open_dataset", "parse_line", "read_file", "read_lines", "read_rows"]
 
 Row = dict[str, Any]
 """One row as the file holds it: column name to value."""
@@ -62,34 +62,81 @@ def read_rows(spec: str, on_problem: OnProblem = fail) -> Iterator[tuple[Source,
         raise EmptyDataError("There is no row to read.", where=spec, fix="Check that this is the file you meant.")
 
 
+def data_files(spec: str) -> list[Path] | None:
+    """The files that `spec` names, in the order in which they are read; None for a data set that `datasets` keeps.
+
+    Raises:
+        MissingDataError: there is no such file or directory, or it holds no data file.
+        DataError: an unknown file type, or several splits to choose from.
+    """
+    place = _place(spec)
+    if place is None:
+        return None
+    path, split = place
+    if path.is_dir():
+        return None if _is_saved(path) else _files(path, split)
+    if _kind(path) is None or split is not None:
+        what = f"Unknown file type {path.suffix!r}." if _kind(path) is None else f"A file has no split {split!r}."
+        raise DataError(what, where=str(path), fix=f"Accord reads {', '.join(_READERS)}, each also with .gz")
+    return [path]
+
+
+def open_dataset(spec: str) -> tuple[Any, str]:
+    """The `datasets` object (of one split) that `spec` names, saved to disk or of the hub, and its name.
+
+    Raises:
+        MissingDataError: it cannot be found.
+        DataError: it is damaged, or has several splits to choose from.
+    """
+    place = _place(spec)
+    if place is not None:
+        return _choose_split(_saved_to_disk(place[0]), str(place[0]), place[1])
+    name, _, split = spec.rpartition(":")
+    return _choose_split(_hub(name or spec), name or spec, split if name else None)
+
+
+def parse_line(raw: bytes, source: Source) -> Row | Problem | None:
+    """One line of a .jsonl file as a row, or what is wrong with it; None if it is blank."""
+    text = _decode(raw, source)
+    if isinstance(text, Problem):
+        return text
+    return _parse(text, source) if text.strip() else None
+
+
 def _open_spec(spec: str, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]:
+    files = data_files(spec)
+    if files is not None:
+        return (row for file in files for row in read_file(file, on_problem))
+    data, name = open_dataset(spec)
+    return ((Source(name, number), dict(row)) for number, row in enumerate(data, 1))
+
+
+def read_file(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]:
+    """Yield the rows of one of `data_files`."""
+    return _READERS[_kind(path) or ""](path, on_problem)
+
+
+def _place(spec: str) -> tuple[Path, str | None] | None:
+    """The file or directory that `spec` names, and the split; None if it names a hub data set."""
     name, _, split = spec.rpartition(":")
     whole, part = Path(spec).expanduser(), Path(name).expanduser()
     if whole.exists():
-        return _local(whole, None, on_problem)
+        return whole, None
     if name and part.exists():
-        return _local(part, split, on_problem)
+        return part, split
     if _looks_like_path(spec):
         fix = f"Check the path; the working directory is {Path.cwd()}"
         raise MissingDataError("No such file or directory.", where=spec, fix=fix)
-    return _hub(name, split) if name else _hub(spec, None)
+    return None
+
+
+def _is_saved(directory: Path) -> bool:
+    return (directory / "dataset_dict.json").exists() or (directory / "state.json").exists()
 
 
 def _looks_like_path(spec: str) -> bool:
     is_hub_id = _HUB_ID.fullmatch(spec.partition(":")[0]) is not None
     return not is_hub_id or spec.startswith((".", "/", "~")) or _kind(Path(spec)) is not None
-
-
-def _local(path: Path, split: str | None, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]:
-    if not path.is_dir():
-        kind = _kind(path)
-        if kind is None or split is not None:
-            what = f"Unknown file type {path.suffix!r}." if kind is None else f"A file has no split {split!r}."
-            raise DataError(what, where=str(path), fix=f"Accord reads {', '.join(_READERS)}, each also with .gz")
-        return _READERS[kind](path, on_problem)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _saved_to_disk(path, split)
-    return (row for file in _files(path, split) for row in _READERS[_kind(file) or ""](file, on_problem))
 
 
 def _files(directory: Path, split: str | None) -> list[Path]:
@@ -133,7 +180,7 @@ def _kind(path: Path) -> str | None:
     return next((suffix for suffix in _READERS if name.endswith(suffix)), None)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered raw lines of a plain or gzip file; a damaged one is a RowError at the last good line."""
     number = 0
     try:
@@ -177,22 +224,19 @@ def _json_type(value: Any) -> str:
 
 
 def _read_jsonl(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]:
-    for number, raw in _lines(path):
+    for number, raw in read_lines(path):
         source = Source(str(path), number)
-        text = _decode(raw, source)
-        if isinstance(text, str) and not text.strip():
-            continue
-        row = _parse(text, source) if isinstance(text, str) else text
+        row = parse_line(raw, source)
         if isinstance(row, Problem):
             on_problem(row)
-        else:
+        elif row is not None:
             yield source, row
 
 
 def _read_json(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]:
     """A JSON array of objects (or objects one after the other), each with the line on which it starts."""
     lines: list[str] = []
-    for number, raw in _lines(path):
+    for number, raw in read_lines(path):
         line = _decode(raw, Source(str(path), number))
         if isinstance(line, Problem):
             raise line.error
@@ -233,7 +277,7 @@ def _read_csv(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]
     csv.field_size_limit(sys.maxsize)
 
     def lines() -> Iterator[str]:
-        for number, raw in _lines(path):
+        for number, raw in read_lines(path):
             line = _decode(raw, Source(str(path), number))
             if isinstance(line, Problem):
                 raise line.error
@@ -288,7 +332,7 @@ def _read_parquet(path: Path, _on_problem: OnProblem) -> Iterator[tuple[Source, 
     number = 0
     try:
         packed = path.name.lower().endswith(".gz")
-        file = parquet.ParquetFile(io.BytesIO(b"".join(raw for _, raw in _lines(path))) if packed else str(path))
+        file = parquet.ParquetFile(io.BytesIO(b"".join(raw for _, raw in read_lines(path))) if packed else str(path))
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
@@ -306,33 +350,30 @@ _READERS: Mapping[str, Callable[[Path, OnProblem], Iterator[tuple[Source, Row]]]
 }
 
 
-def _saved_to_disk(path: Path, split: str | None) -> Iterator[tuple[Source, Row]]:
+def _saved_to_disk(path: Path) -> Any:
     import datasets
 
     try:
-        data = datasets.load_from_disk(str(path))
+        return datasets.load_from_disk(str(path))
     except Exception as error:  # `datasets` raises many types here; each means that the directory is damaged
         what = f"Cannot read this saved data set: {_first_line(error)}"
         raise DataError(what, where=str(path), fix="Save it again with `save_to_disk`.") from None
-    return _dataset_rows(data, str(path), split)
 
 
-def _hub(name: str, split: str | None) -> Iterator[tuple[Source, Row]]:
+def _hub(name: str) -> Any:
     import datasets
 
     try:
-        data = datasets.load_dataset(name)
+        return datasets.load_dataset(name)
     except Exception as error:  # network, hub, cache and schema errors come in a dozen types from four packages
         raise MissingDataError(
             f"Not a file or directory here, and it cannot be loaded as a hub data set: {_first_line(error)}",
             where=name,
             fix="Check the name and the network (offline, only data sets already in the cache load), or give a file.",
         ) from None
-    return _dataset_rows(data, name, split)
 
 
-def _dataset_rows(data: Any, name: str, split: str | None) -> Iterator[tuple[Source, Row]]:
-    """Rows of a `datasets` object; of one split, if it has several."""
+def _choose_split(data: Any, name: str, split: str | None) -> tuple[Any, str]:
     if isinstance(data, dict):
         names = list(data)
         if split is None and len(names) > 1:
@@ -340,10 +381,10 @@ def _dataset_rows(data: Any, name: str, split: str | None) -> Iterator[tuple[Sou
         split = split or names[0]
         if split not in data:
             raise MissingDataError(f"There is no split {split!r}.", where=name, fix=f"It has: {', '.join(names)}")
-        name, data = f"{name}:{split}", data[split]
-    elif split is not None:
+        return data[split], f"{name}:{split}"
+    if split is not None:
         raise MissingDataError("This data set has no splits.", where=f"{name}:{split}", fix=f"Write {name}")
-    return ((Source(name, number), dict(row)) for number, row in enumerate(data, 1))
+    return data, name
 
 
 def _first_line(error: Exception) -> str:
