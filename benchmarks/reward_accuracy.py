@@ -80,7 +80,7 @@ def _pairs(part: str) -> list[PreferencePair]:
 
 
 def _train(pairs: Sequence[PreferencePair], config: TrainConfig, out: Path) -> Network:
-    network = load_reward_model(STARTER)
+    network = load_reward_model(STARTER, config.reward_model)
     trees = _trees(network, pairs, config)
     run = Run.open(out, config, provenance(network, STARTER, DATA.name, trees, config.seed), resume=False)
     train(network, trees, config, run, stage="Reward model")

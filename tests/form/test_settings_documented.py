@@ -11,12 +11,13 @@ from accord.engine.optimizer import OptimizerConfig
 from accord.loop.round import RoundConfig
 from accord.losses import LOSSES
 from accord.models.lora import LoRAConfig
+from accord.models.network import RewardModelConfig
 from accord.sampling.request import SamplingConfig
 from accord.train import TrainConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 CLASSES = [
-    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("lora.", LoRAConfig),
+    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig),
     ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
 ]  # fmt: skip
 

@@ -65,8 +65,11 @@ def train(
     from accord.train import Run, provenance
     from accord.train import train as train_loop
 
-    load_network = load_reward_model if view.network is RewardModel else load_policy
-    network: Network = load_network(model, chat_template=settings.template())
+    network: Network
+    if view.network is RewardModel:
+        network = load_reward_model(model, settings.reward_model, chat_template=settings.template())
+    else:
+        network = load_policy(model, chat_template=settings.template())
     renderer = Renderer(network, settings.max_tokens)
     trees = [renderer.tree(record) for record in loaded.records]
     if renderer.truncated:

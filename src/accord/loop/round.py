@@ -178,7 +178,7 @@ class Round:
         if run.finished:
             return
         config = self.config.reward
-        network = load_reward_model(self.config.model, chat_template=config.template())
+        network = load_reward_model(self.config.model, config.reward_model, chat_template=config.template())
         renderer = Renderer(network, config.max_tokens)
         trees = self._rankings(renderer, self.prompts[: self.config.reward_prompts], completions, ranks)
         facts = provenance(network, self.config.model, "simulated panel", trees, config.seed)

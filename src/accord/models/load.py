@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from accord.errors import ModelError
 from accord.models.allocator import keep_memory
 from accord.models.attention import ATTENTION
 from accord.models.fuse import fuse
-from accord.models.network import Network, Policy, RewardModel
+from accord.models.network import HEADS, KEY, Network, Policy, RewardModel, RewardModelConfig
 from accord.models.packing import pack
 from accord.models.starter import STARTER, starter_directory
 from accord.models.trees import Branch, Tree
@@ -52,23 +54,83 @@ def load_policy(name: str, *, chat_template: str | None = None, device: torch.de
 
 
 def load_reward_model(
-    name: str, *, chat_template: str | None = None, device: torch.device | None = None
+    name: str,
+    settings: RewardModelConfig | None = None,
+    *,
+    chat_template: str | None = None,
+    device: torch.device | None = None,
 ) -> RewardModel:
-    """Load a sequence classifier with one output; a language model gets a new, zero-initialised score head."""
-    path = _resolve(name)
-    model = _load(transformers.AutoModelForSequenceClassification, name, path, num_labels=1)
+    """Load a sequence classifier with one output; a language model gets a new, zero-initialised score head.
+
+    Args:
+        settings: how the score is read, and what is trained (default: as stored with the model; everything).
+
+    Raises:
+        ModelError: it cannot be found, is of a kind that has no score head, or was trained with another pooling.
+    """
+    settings = settings or RewardModelConfig()
+    path, pooling = _resolve(name), settings.pooling
+    stored = _stored(path).get("pooling", "last")
+    auto = _MeanPooled if (pooling or stored) == "mean" else transformers.AutoModelForSequenceClassification
+    model = _load(auto, name, path, num_labels=1)
     tokenizer = _tokenizer(name, path, chat_template)
-    if getattr(model, "score", None) is None:
+    if _head(model) is None:
         raise ModelError(
             f"{type(model).__name__} has no `score` head.", where=f"--model {name}", fix="Use a causal LM."
         )
+    if _is_classifier(model) and pooling not in (None, stored):
+        what = f"This reward model reads its scores from {_POOLINGS[stored]}, not from {_POOLINGS[pooling]}."
+        raise ModelError(what, where=f"--model {name}", fix="Leave pooling out, or start from a language model.")
     model.config.pad_token_id = tokenizer.pad_token_id
-    return _finish(RewardModel, model, tokenizer, device)
+    network: RewardModel = _finish(RewardModel, model, tokenizer, device)
+    network.freeze(settings.frozen_layers)
+    network.dropout = settings.dropout
+    return network
 
 
 def load_tokenizer(name: str, *, chat_template: str | None = None) -> Any:
     """The tokenizer alone, with a padding token that is not a stop token."""
     return _tokenizer(name, _resolve(name), chat_template)
+
+
+_POOLINGS = {"last": "the last token", "mean": "the mean over tokens"}
+
+
+class _MeanPooled:
+    """Stands in for transformers' auto classes: a sequence classifier whose head is read at the mean over tokens."""
+
+    @staticmethod
+    def from_pretrained(path: str, **options: Any) -> Any:
+        config = transformers.AutoConfig.from_pretrained(path)
+        base: Any = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+        if base is None:
+            raise ValueError(f"{type(config).__name__} has no sequence classifier.")
+
+        def initialise(model: Any, config: Any, *arguments: Any, **named: Any) -> None:
+            base.__init__(model, config, *arguments, **named)
+            if hasattr(model, HEADS["last"]):
+                setattr(model, HEADS["mean"], getattr(model, HEADS["last"]))
+                delattr(model, HEADS["last"])
+            setattr(config, KEY, {"pooling": "mean"})
+
+        kind: Any = type(f"MeanPooled{base.__name__}", (base,), {"__init__": initialise, "__module__": __name__})
+        return kind.from_pretrained(path, **options)
+
+
+def _head(model: Any) -> nn.Module | None:
+    return next((getattr(model, name) for name in HEADS.values() if hasattr(model, name)), None)
+
+
+def _stored(path: str) -> dict[str, Any]:
+    """What our reward models keep beside what transformers and peft know."""
+    if _is_adapter(path):
+        settings = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    else:
+        try:
+            settings, _ = transformers.PreTrainedConfig.get_config_dict(path)
+        except (OSError, ValueError):
+            settings = {}  # loading it says what is wrong
+    return dict(settings.get(KEY, {}))
 
 
 def _resolve(name: str) -> str:
@@ -92,9 +154,10 @@ def _load(auto: Any, name: str, path: str, **options: Any) -> Any:
             model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION, **options)
         except KeyError:  # its attention classes are listed by name, and ours is not among them
             model = auto.from_pretrained(path, dtype=torch.float32, **options)
-        if getattr(model, "score", None) is not None and not _is_classifier(model):
+        head: Any = _head(model)
+        if head is not None and not _is_classifier(model):
             # Zero scores at first: the first loss is log 2 whatever the seed, and nothing random enters the weights.
-            nn.init.zeros_(model.score.weight)
+            nn.init.zeros_(head.weight)
         return model
     except (OSError, ValueError) as error:
         message = str(error).strip().splitlines()[0]
@@ -115,9 +178,11 @@ def _is_classifier(model: Any) -> bool:
 def _load_adapter(auto: Any, path: str, **options: Any) -> Any:
     import peft
 
-    settings = peft.PeftConfig.from_pretrained(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f"Unexpected keyword arguments .'{KEY}'.")  # our own, which peft cannot know
+        settings = peft.PeftConfig.from_pretrained(path)
     base = _load(auto, settings.base_model_name_or_path, _resolve(settings.base_model_name_or_path), **options)
-    return peft.PeftModel.from_pretrained(base, path).merge_and_unload()
+    return peft.PeftModel.from_pretrained(base, path, config=settings).merge_and_unload()
 
 
 def _tokenizer(name: str, path: str, chat_template: str | None) -> Any:

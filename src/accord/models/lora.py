@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from accord.config import Config
-from accord.models.network import Network, RewardModel
+from accord.models.network import HEADS, Network, RewardModel
 
 __all__ = ["LoRAConfig", "add_lora"]
 
@@ -29,14 +29,14 @@ def add_lora(network: Network, config: LoRAConfig, seed: int = 0) -> None:
     """
     import peft  # imported here because it takes a second
 
-    reward = isinstance(network, RewardModel)
+    head = HEADS[network.pooling] if isinstance(network, RewardModel) else None
     settings = peft.LoraConfig(
-        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
-        modules_to_save=["score"] if reward else None,
+        modules_to_save=[head] if head else None,
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name

@@ -11,20 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from accord.files import atomic_directory
-from accord.models.logprobs import Head, token_logprobs
+from accord.config import Config
+from accord.errors import ConfigError
+from accord.files import atomic_directory, write_text
+from accord.models.logprobs import CONSTANT_STATISTICS, Head, token_logprobs
 from accord.models.packing import MicroBatch
 
-__all__ = ["Network", "Outputs", "Policy", "RewardModel"]
+__all__ = ["HEADS", "KEY", "Network", "Outputs", "Policy", "Pooling", "RewardModel", "RewardModelConfig"]
+
+Pooling = Literal["last", "mean"]
+"""What a score is read from: the last token of the completion, or the mean over the tokens of the completion."""
+
+KEY = "accord"
+"""Where config.json and adapter_config.json keep what a reward model needs beyond what transformers knows."""
+
+HEADS: dict[Pooling, str] = {"last": "score", "mean": "mean_score"}
+"""The head's name, in the model and in its file. transformers has sequence classifiers read `score` at the last token:
+a library that loads a mean-pooled model finds no such head and says so, instead of giving other scores in silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,21 @@ class Outputs:
 
     logprobs_N: Tensor | None = None
     scores_C: Tensor | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else a loss asked for, per loss token [N], by name (`accord.models.logprobs.token_logprobs`)."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        named = {"logprobs": self.logprobs_N, "scores": self.scores_C, **self.statistics}
+        return {name: values for name, values in named.items() if values is not None}
+
+    def leaves(self) -> Outputs:
+        """The same numbers as leaves of a new graph, to find a loss's gradient in what has one."""
+        new = {
+            name: values.detach().requires_grad_(name not in CONSTANT_STATISTICS)
+            for name, values in self.tensors().items()
+        }
+        return Outputs(new.pop("logprobs", None), new.pop("scores", None), new)
 
 
 class Network(ABC):
@@ -77,8 +105,8 @@ class Network(ABC):
         return result
 
     @abstractmethod
-    def __call__(self, batch: MicroBatch) -> Outputs:
-        """What the network says of a micro-batch."""
+    def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:
+        """What the network says of a micro-batch, with the statistics that are asked for."""
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -101,6 +129,23 @@ class Network(ABC):
         with atomic_directory(directory) as temporary:
             (self.adapter or self.model).save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
+            stored = getattr(self.model.config, KEY, None)
+            if self.adapter is not None and stored is not None:
+                path = temporary / "adapter_config.json"
+                settings = json.loads(path.read_text(encoding="utf-8"))
+                write_text(path, json.dumps({**settings, KEY: stored}, indent=2) + "\n")
+
+
+class RewardModelConfig(Config):
+    """How a reward model reads a score, and what of it is trained."""
+
+    pooling: Pooling | None = None
+    """What the score is read from: the completion's last token (`last`), or the mean over its tokens (`mean`). It is stored
+    with the model (default: as stored with a reward model; the last token for a new head)."""
+    frozen_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """So many of the lower layers are not trained, nor the embeddings below them; `all`: the head alone is trained."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """The share of the pooled state that is zeroed at random in training."""
 
 
 class Policy(Network):
@@ -114,18 +159,79 @@ class Policy(Network):
         softcap = getattr(config, "final_logit_softcapping", None)
         return Head(output.weight, getattr(output, "bias", None), scale=scale, softcap=softcap)
 
-    def __call__(self, batch: MicroBatch) -> Outputs:
+    def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:
         """Log-probability of every loss token given what stands before it on its branch."""
         rows_ND = self.hidden(batch)[batch.predictor_N]
-        return Outputs(logprobs_N=token_logprobs(self.head, rows_ND, batch.target_N))
+        logprobs_N, others = token_logprobs(self.head, rows_ND, batch.target_N, statistics)
+        return Outputs(logprobs_N=logprobs_N, statistics=others)
 
 
 class RewardModel(Network):
-    """A sequence classifier with one output; the score of a completion is read at its last token."""
+    """A sequence classifier with one output: the score of a completion.
 
-    def __call__(self, batch: MicroBatch) -> Outputs:
-        """Score of every completion."""
-        last_CD = self.hidden(batch)[batch.last_C]
-        with torch.autocast(last_CD.device.type, enabled=False):
-            scores_C = self.model.score(last_CD.float())[:, 0]
+    Attributes:
+        dropout: the share of the pooled state that is zeroed at random in training.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, branching: bool = True) -> None:
+        super().__init__(model, tokenizer, branching=branching)
+        self.dropout = 0.0
+
+    @property
+    def pooling(self) -> Pooling:
+        """What a score is read from. It is stored with the model: the same wherever the model is loaded."""
+        return "mean" if hasattr(self.model, HEADS["mean"]) else "last"
+
+    @property
+    def head(self) -> nn.Module:
+        """From a pooled hidden state to scores."""
+        head: nn.Module = getattr(self.model, HEADS[self.pooling])
+        return head
+
+    def freeze(self, layers: int | Literal["all"]) -> None:
+        """Train neither the embeddings nor the lowest `layers` layers: nothing is kept or computed for their gradients.
+
+        Raises:
+            ConfigError: the model has not so many layers.
+        """
+        body = self.model.base_model
+        if layers == "all":
+            body.requires_grad_(False)
+        elif layers > 0:
+            depth = self.model.config.get_text_config().num_hidden_layers
+            if layers > depth:
+                fix = f'Set it to at most {depth}, or to "all".'
+                raise ConfigError(f"The model has {depth} layers.", where=f"frozen_layers = {layers}", fix=fix)
+            stack = next(m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+            embeddings = [module for module in body.modules() if isinstance(module, nn.Embedding)]
+            for module in [*embeddings, *stack[:layers]]:
+                module.requires_grad_(False)
+
+    def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:  # noqa: ARG002
+        """Score of every completion; there is no distribution to take statistics of."""
+        hidden_TD = self.hidden(batch)
+        pooled_CD = hidden_TD[batch.last_C].float() if self.pooling == "last" else _means(hidden_TD, batch)
+        if self.dropout and self.model.training:
+            pooled_CD = pooled_CD * _dropout(batch, self.dropout, pooled_CD)
+        with torch.autocast(pooled_CD.device.type, enabled=False):
+            scores_C = self.head(pooled_CD)[:, 0]
         return Outputs(scores_C=scores_C)
+
+
+def _means(hidden_TD: Tensor, batch: MicroBatch) -> Tensor:
+    """Mean hidden state of every completion's tokens, float32: [C, D]."""
+    spans = [span for tree in batch.layout for span in tree.branches]
+    return torch.stack([hidden_TD[span.start : span.start + span.length].float().mean(0) for span in spans])
+
+
+def _dropout(batch: MicroBatch, share: float, like: Tensor) -> Tensor:
+    """0, or 1 / (1 − share), drawn for every completion from the step's seed and its place in the step.
+
+    So the numbers depend neither on packing nor on whether the loss takes one pass or two.
+    """
+    generator, rows = torch.Generator(), []
+    for part in batch.parts:
+        for branch in part.branches:
+            generator.manual_seed(hash((torch.initial_seed(), part.tree, branch)) & ((1 << 63) - 1))
+            rows.append(torch.rand(like.shape[1], generator=generator) >= share)
+    return torch.stack(rows).to(like) / (1 - share)

@@ -17,6 +17,7 @@ from accord.engine.views import VIEWS, View
 from accord.errors import ConfigError, UnknownNameError, unknown_name
 from accord.losses import LOSSES
 from accord.models.lora import LoRAConfig
+from accord.models.network import RewardModel, RewardModelConfig
 
 __all__ = ["TrainConfig", "bind_loss", "recipe", "resolve", "view_of"]
 
@@ -40,6 +41,7 @@ class TrainConfig(Config):
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's own chat template."""
     lora: LoRAConfig | None = None
+    reward_model: RewardModelConfig = RewardModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
 
@@ -81,9 +83,19 @@ def resolve(
 
 
 def bind_loss(config: TrainConfig) -> BoundLoss:
-    """The loss that the settings name, with its own settings checked."""
+    """The loss that the settings name, with its own settings checked.
+
+    Raises:
+        ConfigError: a wrong setting, or one that would change nothing.
+    """
     settings = dict(config.loss)
     loss = LOSSES[str(settings.pop("name", ""))]
+    if config.reward_model != RewardModelConfig() and VIEWS[loss.inputs].network is not RewardModel:
+        what = f"The loss {config.loss['name']!r} trains no reward model, so these settings would be ignored."
+        raise ConfigError(what, where="[reward_model]", fix="Remove them, or use the recipe `reward`.")
+    if config.lora and config.reward_model.frozen_layers:
+        what = "With LoRA every layer is frozen."
+        raise ConfigError(what, where="reward_model.frozen_layers", fix="Leave out one of the two.")
     return BoundLoss(loss, loss.config.build(settings, where="[loss]"))
 
 
