@@ -20,6 +20,7 @@ __all__ = [
     "PreferencePair",
     "Prompt",
     "Ranking",
+    "RatedCompletion",
     "Record",
     "Requirement",
     "Source",
@@ -117,7 +118,10 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One completion preferred to another. `margin` is how much better it is, where the data says so.
+    """One completion preferred to another.
+
+    `margin` is how much better it is, `probability` how probable it is that it is better (a share of votes, say), where
+    the data says so.
 
     Example: ``PreferencePair("2 + 2 =", chosen=" 4", rejected=" 5")``
     """
@@ -127,6 +131,7 @@ class PreferencePair:
     rejected: Content
     margin: float | None = None
     source: Source | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,32 @@ class LabelledCompletion:
 
 
 @dataclass(frozen=True, slots=True)
+class RatedCompletion:
+    """One completion with a number for each attribute, on the scale of its data set; higher is more of it.
+
+    Example: ``RatedCompletion("2 + 2 =", " 4", {"correctness": 4.0, "verbosity": 0.0})``
+    """
+
+    prompt: Content
+    completion: Content
+    ratings: Mapping[str, float]
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RatedCompletion:
+    """One completion with a number for each of some attributes; a row need not have them all.
+
+    Example: ``RatedCompletion("2 + 2 =", " 4", {"correctness": 4.0, "verbosity": 0.0})``
+    """
+
+    prompt: Content
+    completion: Content
+    ratings: Mapping[str, float]
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What one annotator said of the completions of one prompt: `ranks[k]` is the place of completion k, 0 best.
 
@@ -170,5 +201,5 @@ class Judgement:
     ranks: tuple[int, ...]
 
 
-Record = Demonstration | PreferencePair | Ranking | LabelledCompletion | Prompt
+Record = Demonstration | PreferencePair | Ranking | LabelledCompletion | RatedCompletion | Prompt
 """What a data file can hold."""
