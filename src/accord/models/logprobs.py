@@ -5,12 +5,16 @@ N = rows (one per token that carries loss), D = hidden size, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Head", "token_logprobs"]
+__all__ = ["CONSTANT_STATISTICS", "Head", "token_logprobs"]
+
+CONSTANT_STATISTICS = frozenset({"log_sum_squares"})
+"""Statistics of the head without a gradient; the others, `mean_logprob`, have one."""
 
 _CHUNK_BYTES = 16 << 20
 """Float32 logits of one chunk. Larger ones are no faster and leave larger holes in the heap."""
@@ -34,14 +38,22 @@ class Head:
         return _shape(product_NV, self.scale, self.softcap)
 
 
-def token_logprobs(head: Head, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
-    """log p(target | hidden) [N], float32, in nats; differentiable in the hidden states and the head."""
+def token_logprobs(
+    head: Head, hidden_ND: Tensor, target_N: Tensor, statistics: Collection[str] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """log p(target | hidden) [N], float32, in nats; differentiable in the hidden states and the head.
+
+    Args:
+        statistics: what else is wanted of the distribution p over the vocabulary, [N] each, from the same logits:
+            `log_sum_squares`, log Σ_v p(v)² (a constant), and `mean_logprob`, the mean of log p(v) (differentiable).
+    """
+    names = tuple(sorted(statistics))
     weight = _cast(head.weight_VD, hidden_ND)
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        result: Tensor = _TokenLogprobs.apply(
-            hidden_ND.to(weight.dtype), weight, head.bias_V, target_N, head.scale, head.softcap
+        logprobs_N, *others = _TokenLogprobs.apply(
+            hidden_ND.to(weight.dtype), weight, head.bias_V, target_N, head.scale, head.softcap, names
         )
-    return result
+    return logprobs_N, dict(zip(names, others, strict=True))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -54,9 +66,11 @@ class _TokenLogprobs(torch.autograd.Function):
         target_N: Tensor,
         scale: float,
         softcap: float | None,
-    ) -> Tensor:
+        names: tuple[str, ...],
+    ) -> tuple[Tensor, ...]:
         logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         normaliser_N = torch.empty_like(logprobs_N)
+        others = {name: torch.empty_like(logprobs_N) for name in names}
         size = len(hidden_ND) * weight_VD.shape[0] * weight_VD.element_size()
         keep = size <= _KEEP_BYTES and any(ctx.needs_input_grad)
         kept_NV = _logits(hidden_ND, weight_VD, bias_V, scale, softcap) if keep else None
@@ -64,15 +78,24 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap) if kept_NV is None else kept_NV[rows]
             normaliser_N[rows] = torch.logsumexp(logits.float(), dim=-1)
             logprobs_N[rows] = logits.gather(1, target_N[rows, None])[:, 0].float() - normaliser_N[rows]
+            for name, values_N in others.items():
+                values_N[rows] = _STATISTICS[name](logits.float(), normaliser_N[rows])
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, normaliser_N)
         ctx.kept_NV, ctx.scale, ctx.softcap = kept_NV, scale, softcap
-        return logprobs_N
+        ctx.mean_at = names.index("mean_logprob") + 1 if "mean_logprob" in names else None
+        ctx.mark_non_differentiable(*(others[name] for name in names if name in CONSTANT_STATISTICS))
+        return logprobs_N, *others.values()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """∂ℓ/∂z = onehot(target) − softmax(z), then through the cap, the scale and the product."""
+        """∂ℓ/∂z = onehot(target) − softmax(z), then through the cap, the scale and the product.
+
+        The mean of log p over the vocabulary differs in its first term only: 1/V everywhere.
+        """
         hidden_ND, weight_VD, bias_V, target_N, normaliser_N = ctx.saved_tensors
         grad_N, slope_NV = grads[0], ctx.kept_NV
+        mean_N = grads[ctx.mean_at] if ctx.mean_at is not None else None
+        both_N = grad_N if mean_N is None else grad_N + mean_N
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         grad_hidden = torch.empty_like(hidden_ND)
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -82,7 +105,9 @@ class _TokenLogprobs(torch.autograd.Function):
                 if slope_NV is None
                 else slope_NV[rows]
             )
-            slope = (logits.float() - normaliser_N[rows, None]).exp_().mul_(-grad_N[rows, None])
+            slope = (logits.float() - normaliser_N[rows, None]).exp_().mul_(-both_N[rows, None])
+            if mean_N is not None:
+                slope.add_(mean_N[rows, None] / slope.shape[1])
             slope.scatter_add_(1, target_N[rows, None], grad_N[rows, None])
             if ctx.softcap is not None:
                 slope.mul_(1 - (logits.float() / ctx.softcap).square_())
@@ -103,7 +128,13 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_weight = slope_NV.T @ hidden_ND if ctx.needs_input_grad[1] else None
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VD.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+_STATISTICS = {
+    "log_sum_squares": lambda logits_NV, normaliser_N: torch.logsumexp(2 * logits_NV, dim=-1) - 2 * normaliser_N,
+    "mean_logprob": lambda logits_NV, normaliser_N: logits_NV.mean(-1) - normaliser_N,
+}
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
