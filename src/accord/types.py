@@ -174,19 +174,6 @@ class RatedCompletion:
 
 
 @dataclass(frozen=True, slots=True)
-class RatedCompletion:
-    """One completion with a number for each of some attributes; a row need not have them all.
-
-    Example: ``RatedCompletion("2 + 2 =", " 4", {"correctness": 4.0, "verbosity": 0.0})``
-    """
-
-    prompt: Content
-    completion: Content
-    ratings: Mapping[str, float]
-    source: Source | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Judgement:
     """What one annotator said of the completions of one prompt: `ranks[k]` is the place of completion k, 0 best.
 
