@@ -26,8 +26,8 @@ def train(
     """Train a model by a recipe.
 
     A recipe names a loss and its vetted defaults: `sft` learns from demonstrations; `dpo` and its kin from preferences,
-    with the model as it is now as the reference; `reward` trains a reward model on preferences. An unknown recipe lists
-    them all.
+    with the model as it is now as the reference; `kto` and its kin from thumbs up and down; `reward` trains a reward
+    model on preferences. An unknown recipe lists them all.
 
     Parameters
     ----------
@@ -50,7 +50,9 @@ def train(
     """
     from accord.config import parse_assignments
     from accord.data.load import load
-    from accord.train import resolve, view_of
+    from accord.losses import LabelConfig
+    from accord.train import bind_loss, resolve, view_of
+    from accord.types import LabelledCompletion
 
     extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(set) else {}
     settings = resolve(recipe, config, set, extra)
@@ -58,6 +60,10 @@ def train(
     # The data is read before the model is loaded: a faulty row costs seconds, not minutes.
     loaded = load(data, view.kind)
     print(loaded.summary())
+    loss_config = bind_loss(settings).config
+    if isinstance(loss_config, LabelConfig):
+        labels = [record.label for record in loaded.records if isinstance(record, LabelledCompletion)]
+        print(loss_config.balance(sum(labels), len(labels) - sum(labels)))
 
     from accord.models.load import load_policy, load_reward_model
     from accord.models.network import RewardModel

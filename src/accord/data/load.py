@@ -10,9 +10,9 @@ from accord.data.formats import read_row
 from accord.data.formats.base import row_id
 from accord.data.problems import OnProblem, Problem
 from accord.data.sources import Row, read_rows
-from accord.data.usable import KINDS, Kind, flaws, unusable, usable
+from accord.data.usable import KINDS, Kind, flaws, labelled, unusable, usable
 from accord.errors import ConfigError, EmptyDataError, RowError, UnknownNameError, unknown_name
-from accord.types import Demonstration, PreferencePair, Prompt, Ranking, Record, Source
+from accord.types import Demonstration, LabelledCompletion, PreferencePair, Prompt, Ranking, Record, Source
 
 __all__ = ["UNREAD", "LoadedData", "load", "read_records", "require_kind"]
 
@@ -31,10 +31,14 @@ class LoadedData(Generic[T]):
     records: list[T]
     rows: int
     dropped: dict[str, list[Source]]
+    converted: int = 0
+    """Pairs that became labels."""
 
     def summary(self) -> str:
         """One line: ``98 records from 100 rows; dropped 2: empty 2 (a.jsonl:3, a.jsonl:9)``."""
         line = f"{len(self.records):,} records from {self.rows:,} rows"
+        if self.converted:
+            line += f"; of {self.converted:,} pairs the chosen completion counts as good, the rejected one as bad"
         if not self.dropped:
             return line
         causes = [f"{rule} {len(places)} ({_places(places)})" for rule, places in self.dropped.items()]
@@ -51,6 +55,10 @@ def load(
 ) -> LoadedData[PreferencePair | Ranking]: ...
 @overload
 def load(
+    spec: str, kind: Literal["labels"], limit: int | None = ..., *, skip_bad: bool = ...
+) -> LoadedData[LabelledCompletion]: ...
+@overload
+def load(
     spec: str, kind: Literal["prompts"], limit: int | None = ..., *, skip_bad: bool = ...
 ) -> LoadedData[Prompt]: ...
 
@@ -58,7 +66,8 @@ def load(
 def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = False) -> LoadedData[Record]:
     """Read the records of one kind.
 
-    Any row gives its prompt for ``kind="prompts"`` (the row's `id`, else its file:line, names it).
+    Any row gives its prompt for ``kind="prompts"`` (the row's `id`, else its file:line, names it), and a pair serves as
+    labels: chosen is good, rejected is bad (Ethayarajh et al. 2024, §4.1), which `summary` says.
     Nothing else is converted: the chosen side of a pair is not a demonstration unless you say so.
 
     Args:
@@ -77,12 +86,16 @@ def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = Fa
     problems: list[Problem] = []
     records: list[Record] = []
     ids: set[str] = set()
-    rows = 0
+    rows = converted = 0
     for source, row, found in read_records(spec, problems.append):
         rows += 1
         result = _use(found, kind, source, row_id(row, source), ids)
         if isinstance(result, Problem):
             problems.append(result)
+        elif kind == "labels":
+            for record in result:
+                records += labelled(record) if isinstance(record, PreferencePair) else [record]
+                converted += isinstance(record, PreferencePair)
         else:
             records += result
         if limit is not None and len(records) >= limit:
@@ -94,7 +107,7 @@ def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = Fa
     dropped: dict[str, list[Source]] = {}
     for problem in problems:
         dropped.setdefault(problem.rule, []).append(problem.source)
-    loaded = LoadedData(records, rows, dropped)
+    loaded = LoadedData(records, rows, dropped, converted)
     if not records:
         raise EmptyDataError(f"No row gives {kind}: {loaded.summary()}.", where=spec, fix=problems[0].fix)
     return loaded

@@ -9,9 +9,21 @@ from typing import Literal, NamedTuple, get_args
 from accord.data.problems import Problem
 from accord.types import Content, Demonstration, LabelledCompletion, PreferencePair, Prompt, Ranking, Record, Source
 
-__all__ = ["KINDS", "Flaw", "Kind", "completions", "flaws", "pairs", "prompt_of", "squash", "unusable", "usable"]
+__all__ = [
+    "KINDS",
+    "Flaw",
+    "Kind",
+    "completions",
+    "flaws",
+    "labelled",
+    "pairs",
+    "prompt_of",
+    "squash",
+    "unusable",
+    "usable",
+]
 
-Kind = Literal["demonstrations", "preferences", "prompts"]
+Kind = Literal["demonstrations", "preferences", "labels", "prompts"]
 """What training or sampling reads: the records that a loss learns from, or prompts."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -19,6 +31,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _SERVES: dict[Kind, tuple[type, ...]] = {
     "demonstrations": (Demonstration,),
     "preferences": (PreferencePair, Ranking),
+    "labels": (LabelledCompletion, PreferencePair),
 }
 _NOUNS: dict[type, str] = {
     Demonstration: "a demonstration",
@@ -46,6 +59,8 @@ class Flaw(NamedTuple):
 
 def usable(records: Sequence[Record], kind: Kind, prompt_id: str) -> list[Record]:
     """Those records of one row that serve `kind`; every row has a prompt, named `prompt_id` unless it is one itself."""
+    if kind == "labels":  # a row's own labels say more than what its pair implies
+        records = [record for record in records if isinstance(record, LabelledCompletion)] or records
     if kind != "prompts":
         return [record for record in records if isinstance(record, _SERVES[kind])]
     own: list[Record] = [record for record in records if isinstance(record, Prompt)]
@@ -61,6 +76,10 @@ def unusable(record: Record, kind: Kind) -> Flaw:
         fix = "To imitate the good completions, keep those rows and remove the column label."
     elif kind == "demonstrations":
         fix = "Add a column completion; a conversation must end with the assistant."
+    elif kind == "labels" and isinstance(record, Ranking):
+        fix = "A ranking says which is better, not which is good: write prompt, completion and label."
+    elif kind == "labels":
+        fix = "Give prompt, completion and label (true or false); docs/data.md lists the formats."
     else:
         fix = "Give prompt, chosen and rejected, or prompt, completions and ranks; docs/data.md lists the formats."
     return Flaw("kind", f"The row is {_NOUNS[type(record)]}, and {kind} are wanted.", fix)
@@ -74,6 +93,14 @@ def pairs(ranking: Ranking) -> list[PreferencePair]:
         for (high, better), (low, worse) in combinations(order, 2)
         if high < low
     ]
+
+
+def labelled(pair: PreferencePair) -> tuple[LabelledCompletion, LabelledCompletion]:
+    """A pair as two labels: the chosen completion is good, the rejected one bad."""
+    return (
+        LabelledCompletion(pair.prompt, pair.chosen, label=True, source=pair.source),
+        LabelledCompletion(pair.prompt, pair.rejected, label=False, source=pair.source),
+    )
 
 
 def completions(record: Record) -> dict[str, Content]:

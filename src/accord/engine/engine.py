@@ -4,12 +4,15 @@ Every loss depends on the network only through what the network says of completi
 completions (scores v). If the rows that a loss couples fit one micro-batch, one pass is enough. If not, a pass without
 gradients gives ℓ and v, the loss gives ∂L/∂ℓ and ∂L/∂v, and a second pass backpropagates Σ(∂L/∂ℓ)·ℓ + Σ(∂L/∂v)·v.
 Both give the same gradient.
+
+A loss may also read one number of the step's control branches (`accord.models.controls`): they are computed before, all
+of the step's in passes of their own without gradients, and never meet the backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,9 +25,10 @@ from torch import Tensor
 from accord.config import Config
 from accord.engine.optimizer import OptimizerConfig, build_optimizer
 from accord.engine.precision import Precision, autocast, resolve_precision
-from accord.engine.views import VIEWS, Said, join
+from accord.engine.views import VIEWS, Said, drift, join
 from accord.errors import AccordError
 from accord.losses.records import Loss
+from accord.models.controls import control_tree
 from accord.models.network import Network, Outputs
 from accord.models.packing import MicroBatch, pack
 from accord.models.trees import Tree
@@ -98,20 +102,23 @@ class Engine:
         batches = self._pack(trees)
         whole = all(len(part.branches) == len(trees[part.tree].branches) for b in batches for part in b.parts)
         view = VIEWS[bound.loss.inputs]
-        coupled = bound.loss.couples_rows or (view.couples_branches and not whole)
+        coupled = (bound.loss.couples_rows and len(batches) > 1) or (view.couples_branches and not whole)
         two = passes == "two" or (passes == "auto" and coupled)
         denominator = sum(view.weight(tree) for tree in trees)
         if denominator == 0:
             raise AccordError("This step holds nothing to learn from.", where=_places(trees), fix=_CHECK)
+        control = self._control(trees) if view.controls else None
         totals: dict[str, Tensor] = {}
         if two:
-            self._two_passes(trees, batches, bound, denominator, totals)
+            self._two_passes(trees, batches, bound, denominator, totals, control)
         else:
             for batch in batches:
-                said = self._say([batch])
+                said = replace(self._say([batch]), control=control)
                 self._loss(trees, said, bound, denominator, totals).backward()
-        values = torch.stack([value.float() for value in totals.values()]).tolist()
-        metrics = dict(zip(totals, values, strict=True))
+        means = zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)
+        metrics = {name: total / weight for name, (total, weight) in means if weight > 0}
+        if bound.loss.derive is not None:
+            metrics |= bound.loss.derive(metrics)
         if not np.isfinite(metrics["loss"]):
             raise AccordError(f"The loss is {metrics['loss']}.", where=_places(trees), fix=_CHECK)
         return metrics
@@ -137,11 +144,13 @@ class Engine:
         bound: BoundLoss,
         denominator: float,
         totals: dict[str, Tensor],
+        control: Tensor | None,
     ) -> None:
         with torch.no_grad():
             said = self._say(batches)
         leaves = Outputs(*(v if v is None else v.detach().requires_grad_() for v in _fields(said.outputs)))
-        self._loss(trees, Said(said.owner_C, said.branch_N, leaves), bound, denominator, totals).backward()
+        said = replace(said, outputs=leaves, control=control)
+        self._loss(trees, said, bound, denominator, totals).backward()
         start = [0, 0]
         for batch in batches:
             outputs = _fields(self._say([batch]).outputs)
@@ -159,14 +168,25 @@ class Engine:
         denominator: float,
         totals: dict[str, Tensor],
     ) -> Tensor:
-        """The part of the step's average loss that these completions give; adds metrics to `totals`."""
+        """The part of the step's average loss that these completions give.
+
+        Adds to `totals` each metric's weighted sum and the weight of the rows that it speaks of.
+        """
         record = VIEWS[bound.loss.inputs].build(trees, said)
         output = bound.loss.function(record, bound.config)
         loss = (record.weight * output.loss).sum() / denominator
-        for name, values in {"loss": output.loss, **output.metrics}.items():
-            mean = (record.weight * values.detach()).sum() / denominator
-            totals[name] = totals[name] + mean if name in totals else mean
+        _add(totals, "loss", loss.detach(), record.weight.sum() / denominator)
+        for name, values in output.metrics.items():
+            rows = ~values.isnan()
+            total = torch.where(rows, record.weight * values.detach(), 0).sum()
+            _add(totals, name, total, (record.weight * rows).sum())
         return loss
+
+    @torch.no_grad()
+    def _control(self, trees: Sequence[Tree]) -> Tensor:
+        """How far the policy has moved from the reference on the control branches of the whole step."""
+        controls = [control_tree(tree) for tree in trees]
+        return drift(controls, self._say(self._pack(controls)))
 
     def _say(self, batches: Sequence[MicroBatch]) -> Said:
         with autocast(self.device, self.dtype):
@@ -196,6 +216,11 @@ _CHECK = "Look at these rows with `accord data show`; check the learning rate."
 def _places(trees: Sequence[Tree]) -> str:
     places = [str(tree.source) for tree in trees if tree.source is not None]
     return ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+
+
+def _add(totals: dict[str, Tensor], name: str, total: Tensor, weight: Tensor) -> None:
+    both = torch.stack([total.float(), weight.float()])
+    totals[name] = totals[name] + both if name in totals else both
 
 
 def _fields(outputs: Outputs) -> tuple[Tensor | None, Tensor | None]:

@@ -10,12 +10,14 @@ import hashlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from accord.engine.engine import Engine
 from accord.files import disk_errors
+from accord.models.controls import control_tree
 from accord.models.trees import Tree, with_reference
 
 __all__ = ["attach_reference"]
@@ -29,13 +31,25 @@ def attach_reference(
     cache: Path,
     on_progress: Callable[[int, int], None],
 ) -> list[Tree]:
-    """The same trees with reference log-probabilities of `engine`'s network as it is now.
+    """The same trees, branches and controls, with reference log-probabilities of `engine`'s network as it is now.
 
     Args:
         engine: with LoRA, its adapters are switched off while it computes.
         cache: an SQLite file, made if need be.
-        on_progress: called with (trees, tokens) as they are done; cached ones count no tokens.
+        on_progress: called with (trees, tokens) as they are done; cached ones count no tokens, and the control branches
+            of a tree count as a tree of their own.
     """
+    controlled = [index for index, tree in enumerate(trees) if tree.controls]
+    done = _with_reference(engine, [*trees, *(control_tree(trees[index]) for index in controlled)], cache, on_progress)
+    attached = done[: len(trees)]
+    for index, controls in zip(controlled, done[len(trees) :], strict=True):
+        attached[index] = replace(attached[index], controls=controls.branches)
+    return attached
+
+
+def _with_reference(
+    engine: Engine, trees: Sequence[Tree], cache: Path, on_progress: Callable[[int, int], None]
+) -> list[Tree]:
     network = engine.network
     template = str(network.tokenizer.chat_template or "")
     model_key = (

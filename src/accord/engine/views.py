@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from accord.data.usable import Kind
-from accord.losses.records import PairScores, PreferenceLogprobs, TokenLogprobs
+from accord.losses.records import ControlledLogprobs, LabelledLogprobs, PairScores, PreferenceLogprobs, TokenLogprobs
 from accord.models.network import Network, Outputs, Policy, RewardModel
 from accord.models.packing import MicroBatch
 from accord.models.trees import Tree
 
-__all__ = ["VIEWS", "Said", "View", "join"]
+__all__ = ["VIEWS", "Said", "View", "drift", "join"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,13 @@ class Said:
     """What the network said of the completions of some trees.
 
     `owner_C` names each completion as (index of its tree, index of its branch); `branch_N` says which completion
-    each log-probability belongs to.
+    each log-probability belongs to; `control` is the drift of the whole step's control branches, where it is wanted.
     """
 
     owner_C: tuple[tuple[int, int], ...]
     branch_N: Tensor
     outputs: Outputs
+    control: Tensor | None = None
 
     def completion_sums(self, values_N: Tensor) -> Tensor:
         """Sum of per-token values over each completion: [C]."""
@@ -43,7 +44,7 @@ class Said:
 class View:
     """How to build one kind of record, and how much weight a tree has in it."""
 
-    build: Callable[[Sequence[Tree], Said], TokenLogprobs | PreferenceLogprobs | PairScores]
+    build: Callable[[Sequence[Tree], Said], TokenLogprobs | PreferenceLogprobs | LabelledLogprobs | PairScores]
     weight: Callable[[Tree], float]
     couples_branches: bool
     """Whether a row of the record needs several branches of a tree."""
@@ -53,6 +54,8 @@ class View:
     """The network that says what the record holds."""
     reference: bool = False
     """Whether the record holds log-probabilities of the reference model, which the trees must then carry."""
+    controls: bool = False
+    """Whether the record holds the drift of the step's control branches, which the trees must then carry."""
 
 
 def join(batches: Sequence[MicroBatch], outputs: Sequence[Outputs]) -> Said:
@@ -79,14 +82,39 @@ def _token_weight(tree: Tree) -> float:
 
 
 def _preferences(trees: Sequence[Tree], said: Said) -> PreferenceLogprobs:
-    logprobs_N = _present(said.outputs.logprobs_N)
-    policy_C = said.completion_sums(logprobs_N)
-    reference = [_reference_sum(trees[tree], k) for tree, k in said.owner_C]
-    reference_C = torch.tensor(reference, dtype=policy_C.dtype, device=policy_C.device)
+    policy_C, reference_C = _policy_and_reference(trees, said)
     better_B, worse_B, weight_B, _ = _pairs(trees, said, policy_C)
     return PreferenceLogprobs(
         policy_C[better_B], policy_C[worse_B], reference_C[better_B], reference_C[worse_B], weight_B
     )
+
+
+def _labelled(trees: Sequence[Tree], said: Said) -> LabelledLogprobs:
+    policy_C, reference_C = _policy_and_reference(trees, said)
+    good_C = torch.tensor([trees[tree].labels[k] for tree, k in said.owner_C], device=policy_C.device)
+    return LabelledLogprobs(policy_C, reference_C, good_C, torch.ones_like(policy_C))
+
+
+def _controlled(trees: Sequence[Tree], said: Said) -> ControlledLogprobs:
+    rows = _labelled(trees, said)
+    return ControlledLogprobs(rows.policy_B, rows.ref_B, rows.good_B, rows.weight_B, _present(said.control))
+
+
+def _label_weight(tree: Tree) -> float:
+    return float(len(tree.labels))
+
+
+def drift(trees: Sequence[Tree], said: Said) -> Tensor:
+    """Mean over completions of log π − log π_ref."""
+    policy_C, reference_C = _policy_and_reference(trees, said)
+    return (policy_C - reference_C).mean()
+
+
+def _policy_and_reference(trees: Sequence[Tree], said: Said) -> tuple[Tensor, Tensor]:
+    """Log-probability of every completion under the policy and under the reference: [C] twice."""
+    policy_C = said.completion_sums(_present(said.outputs.logprobs_N))
+    reference = [_reference_sum(trees[tree], k) for tree, k in said.owner_C]
+    return policy_C, torch.tensor(reference, dtype=policy_C.dtype, device=policy_C.device)
 
 
 def _pair_scores(trees: Sequence[Tree], said: Said) -> PairScores:
@@ -124,7 +152,7 @@ def _reference_sum(tree: Tree, branch: int) -> float:
 
 def _present(values: Tensor | None) -> Tensor:
     if values is None:
-        raise ValueError("This loss reads an output that the network does not have (log-probabilities or scores).")
+        raise ValueError("This loss reads what is not there (log-probabilities, scores, or control branches).")
     return values
 
 
@@ -132,6 +160,12 @@ VIEWS: dict[type, View] = {
     TokenLogprobs: View(_tokens, _token_weight, couples_branches=False, kind="demonstrations", network=Policy),
     PreferenceLogprobs: View(
         _preferences, _pair_weight, couples_branches=True, kind="preferences", network=Policy, reference=True
+    ),
+    LabelledLogprobs: View(
+        _labelled, _label_weight, couples_branches=False, kind="labels", network=Policy, reference=True
+    ),
+    ControlledLogprobs: View(
+        _controlled, _label_weight, couples_branches=False, kind="labels", network=Policy, reference=True, controls=True
     ),
     PairScores: View(_pair_scores, _pair_weight, couples_branches=True, kind="preferences", network=RewardModel),
 }

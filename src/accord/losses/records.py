@@ -1,7 +1,7 @@
 """What a loss sees of the network, and what it returns. Small, named, and nothing of the model.
 
-N = tokens that carry loss, B = pairs. Log-probabilities are in nats and float32. A pair's weight is 1 over the pairs of
-its prompt, so every prompt counts once however many completions it has.
+N = tokens that carry loss, B = pairs or labelled completions. Log-probabilities are in nats and float32. A pair's
+weight is 1 over the pairs of its prompt, so every prompt counts once however many completions it has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from torch import Tensor
 from accord.config import Config
 from accord.registry import Registry
 
-__all__ = ["LOSSES", "Loss", "LossOutput", "PairScores", "PreferenceLogprobs", "TokenLogprobs"]
+__all__ = [
+    "LOSSES",
+    "ControlledLogprobs",
+    "LabelledLogprobs",
+    "Loss",
+    "LossOutput",
+    "PairScores",
+    "PreferenceLogprobs",
+    "TokenLogprobs",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,35 @@ class PreferenceLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledLogprobs:
+    """Log-probabilities of single completions, summed over their tokens, of policy and reference, and their labels.
+
+    Example: ``LabelledLogprobs(torch.tensor([-12.0]), torch.tensor([-13.0]), torch.tensor([True]), torch.ones(1))``
+    """
+
+    policy_B: Tensor
+    ref_B: Tensor
+    good_B: Tensor
+    """True for a thumb up, false for a thumb down."""
+    weight_B: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        return self.weight_B
+
+
+@dataclass(frozen=True, slots=True)
+class ControlledLogprobs(LabelledLogprobs):
+    """The same, and how far the policy has moved from the reference on completions that do not belong to the prompt.
+
+    Example: ``ControlledLogprobs(*columns, control=torch.tensor(0.3))``
+    """
+
+    control: Tensor
+    """Mean of log π − log π_ref over all control completions of the optimiser step: one number, without gradient."""
+
+
+@dataclass(frozen=True, slots=True)
 class PairScores:
     """Scores of the better and the worse completion of a pair, and by how much the better should win.
 
@@ -70,7 +108,10 @@ class PairScores:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """The loss of every row (not yet weighted or averaged) and metrics of the same shape."""
+    """The loss of every row (not yet weighted or averaged) and metrics of the same shape.
+
+    A metric is NaN in the rows that it does not speak of; its mean is over the others.
+    """
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
@@ -82,9 +123,11 @@ class Loss:
 
     function: Callable[[Any, Any], LossOutput]
     config: type[Config]
-    inputs: type[TokenLogprobs] | type[PreferenceLogprobs] | type[PairScores]
+    inputs: type[TokenLogprobs] | type[PreferenceLogprobs] | type[LabelledLogprobs] | type[PairScores]
     couples_rows: bool = False
     """Whether the loss of a row depends on other prompts' rows: then all of a step's rows are computed first."""
+    derive: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    """Further metrics from the means of a step, for what is no mean over rows."""
 
 
 LOSSES: Registry[Loss] = Registry("loss", "accord.losses")

@@ -7,7 +7,7 @@ of the completion belongs to the completion. Sampled tokens are never encoded ag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,17 @@ import numpy as np
 from accord.errors import ChatTemplateError, ConfigError, RowError
 from accord.models.network import Network
 from accord.models.trees import Branch, IntArray, Tree
-from accord.types import Completion, Content, Demonstration, Message, PreferencePair, Ranking, Record, Source
+from accord.types import (
+    Completion,
+    Content,
+    Demonstration,
+    LabelledCompletion,
+    Message,
+    PreferencePair,
+    Ranking,
+    Record,
+    Source,
+)
 
 __all__ = ["Renderer", "sampled_tree"]
 
@@ -61,6 +71,9 @@ class Renderer:
                 return self._tree(record.prompt, completions, (0, 1), record.margin or 0.0, record.source)
             case Ranking():
                 return self._tree(record.prompt, record.completions, record.ranks, 0.0, record.source)
+            case LabelledCompletion():
+                tree = self._tree(record.prompt, (record.completion,), (0,), 0.0, record.source)
+                return replace(tree, labels=(record.label,))
             case _:
                 raise TypeError(f"{type(record).__name__} holds nothing that a network could learn.")
 

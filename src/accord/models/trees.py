@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from accord.types import Source
 
-__all__ = ["Branch", "IntArray", "Tree", "with_reference"]
+__all__ = ["Branch", "IntArray", "Tree", "share_prompts", "with_reference"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -47,9 +47,13 @@ class Tree:
     margin: float = 0.0
     """How much better the best is than the worst, in units of reward, where the data says so."""
     source: Source | None = None
+    labels: tuple[bool, ...] = ()
+    """A thumb up or down for every branch, where the data has labels instead of an order."""
+    controls: tuple[Branch, ...] = ()
+    """Completions of other prompts (`accord.models.controls`): log-probabilities are wanted, gradients are not."""
 
     def __len__(self) -> int:
-        """Unique tokens: the prompt once, and every completion."""
+        """Unique tokens: the prompt once, and every completion; controls are not counted."""
         return len(self.prompt_P) + sum(len(branch.tokens_L) for branch in self.branches)
 
     @property
@@ -59,12 +63,28 @@ class Tree:
         return tuple((i, j) for i in order for j in order if self.ranks[i] < self.ranks[j])
 
     def digest(self) -> str:
-        """A hash of every token and every mask: the key of whatever is computed from this tree."""
+        """A hash of every token and every mask of prompt and branches: the key of whatever is computed from them."""
         state = hashlib.blake2b(digest_size=16)
         for part in (self.prompt_P, *(array for b in self.branches for array in (b.tokens_L, b.loss_mask_L))):
             state.update(len(part).to_bytes(8, "little"))
             state.update(np.ascontiguousarray(part).tobytes())
         return state.hexdigest()
+
+
+def share_prompts(trees: Sequence[Tree]) -> list[Tree]:
+    """Labelled trees of the same prompt as one tree, in the place of the first: the prompt is then computed once."""
+    groups: dict[bytes, list[Tree]] = {}
+    for tree in trees:
+        groups.setdefault(tree.prompt_P.tobytes(), []).append(tree)
+    return [
+        replace(
+            group[0],
+            branches=tuple(branch for tree in group for branch in tree.branches),
+            ranks=tuple(rank for tree in group for rank in tree.ranks),
+            labels=tuple(label for tree in group for label in tree.labels),
+        )
+        for group in groups.values()
+    ]
 
 
 def with_reference(tree: Tree, reference: Sequence[npt.NDArray[np.float32]]) -> Tree:

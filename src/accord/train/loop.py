@@ -21,12 +21,13 @@ from accord.engine.checkpoint import load_checkpoint, save_checkpoint
 from accord.engine.engine import Engine
 from accord.engine.optimizer import learning_rate_at
 from accord.engine.reference import attach_reference
-from accord.losses.records import PreferenceLogprobs
+from accord.engine.views import VIEWS
 from accord.models.allocator import release_memory
+from accord.models.controls import with_controls
 from accord.models.lora import add_lora
 from accord.models.network import Network
 from accord.models.starter import cache_directory
-from accord.models.trees import Tree
+from accord.models.trees import Tree, share_prompts
 from accord.tracking import Progress, Tracker
 from accord.train.config import TrainConfig, bind_loss
 from accord.train.run import Run
@@ -48,7 +49,12 @@ def train(network: Network, trees: Sequence[Tree], config: TrainConfig, run: Run
         stage: the name under which progress is shown.
     """
     bound = bind_loss(config)
-    if bound.loss.inputs is PreferenceLogprobs:
+    view = VIEWS[bound.loss.inputs]
+    if view.kind == "labels":
+        trees = share_prompts(trees)
+    if view.controls:
+        trees = with_controls(trees, config.seed, config.max_tokens or network.context)
+    if view.reference:
         trees = _with_reference(network, trees, config)
     if config.lora:
         add_lora(network, config.lora, config.seed)
@@ -99,7 +105,8 @@ def batch_indices(step: int, rows: int, config: TrainConfig) -> list[int]:
 
 def _with_reference(network: Network, trees: Sequence[Tree], config: TrainConfig) -> Sequence[Tree]:
     cache = cache_directory() / "reference.sqlite"
-    with Progress("Reference", len(trees), unit="tokens") as progress:
+    total = sum(1 + bool(tree.controls) for tree in trees)
+    with Progress("Reference", total, unit="tokens") as progress:
         engine = Engine(network, config.engine)
         return attach_reference(engine, trees, cache, lambda count, tokens: progress.advance(count, work=tokens))
 

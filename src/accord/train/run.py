@@ -100,7 +100,7 @@ def provenance(network: Network, model: str, data: str, trees: Sequence[Tree], s
     rows = hashlib.blake2b(digest_size=16)
     for tree in trees:
         rows.update(tree.digest().encode())
-        rows.update(repr((tree.ranks, tree.margin)).encode())
+        rows.update(repr((tree.ranks, tree.margin, tree.labels)).encode())
     template = str(network.tokenizer.chat_template or "")
     return {
         "data": {"name": data, "rows": len(trees), "hash": rows.hexdigest()},
