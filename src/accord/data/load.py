@@ -6,15 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, overload
 
-from accord.data.formats import read_row
+from accord.data.formats import read_row, read_units, split_format
 from accord.data.formats.base import row_id
 from accord.data.problems import OnProblem, Problem
 from accord.data.sources import Row, read_rows
 from accord.data.usable import KINDS, Kind, flaws, labelled, unusable, usable
 from accord.errors import ConfigError, EmptyDataError, RowError, UnknownNameError, unknown_name
-from accord.types import Demonstration, LabelledCompletion, PreferencePair, Prompt, Ranking, Record, Source
+from accord.types import (
+    Demonstration,
+    LabelledCompletion,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    RatedCompletion,
+    Record,
+    Source,
+)
 
-__all__ = ["UNREAD", "LoadedData", "load", "read_records", "require_kind"]
+__all__ = ["UNREAD", "LoadedData", "load", "read_records", "require_kind", "select"]
 
 T = TypeVar("T", bound=Record, covariant=True)
 
@@ -57,6 +66,10 @@ def load(
 def load(
     spec: str, kind: Literal["labels"], limit: int | None = ..., *, skip_bad: bool = ...
 ) -> LoadedData[LabelledCompletion]: ...
+@overload
+def load(
+    spec: str, kind: Literal["ratings"], limit: int | None = ..., *, skip_bad: bool = ...
+) -> LoadedData[RatedCompletion]: ...
 @overload
 def load(
     spec: str, kind: Literal["prompts"], limit: int | None = ..., *, skip_bad: bool = ...
@@ -102,8 +115,9 @@ def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = Fa
             records = records[:limit]
             break
     rows += sum(problem.rule in UNREAD for problem in problems)
-    if problems and not skip_bad:
-        raise _failure(problems, rows, spec, kind)
+    stopping = [problem for problem in problems if problem.stops]
+    if stopping and not skip_bad:
+        raise _failure(stopping, rows, spec, kind)
     dropped: dict[str, list[Source]] = {}
     for problem in problems:
         dropped.setdefault(problem.rule, []).append(problem.source)
@@ -118,14 +132,12 @@ UNREAD = frozenset(["encoding", "json", "csv", "schema"])
 
 
 def read_records(spec: str, on_problem: OnProblem) -> Iterator[tuple[Source, Row, list[Record]]]:
-    """Yield every row that has a known format with its records; hand the others to `on_problem`."""
-    for source, row in read_rows(spec, on_problem):
-        try:
-            records = read_row(row, source)
-        except RowError as error:
-            on_problem(Problem("schema", source, error.what, error.fix))
-        else:
-            yield source, row, records
+    """Yield every row that has a known format with its records; hand the others to `on_problem`.
+
+    A format may be named after the data, ``DATA#FORMAT``. Where all of a row is left out, its records are none.
+    """
+    place, name = split_format(spec)
+    yield from read_units(read_rows(place, on_problem), name, on_problem)
 
 
 def require_kind(kind: str) -> Kind:
@@ -136,10 +148,18 @@ def require_kind(kind: str) -> Kind:
     raise UnknownNameError(unknown_name("kind of data", kind, KINDS))
 
 
+def select(row: Row, source: Source, kind: Kind) -> list[Record] | Problem:
+    """The records of one row as training of `kind` uses them, or the first reason why it has none."""
+    try:
+        return _use(read_row(row, source), kind, source, row_id(row, source), set())
+    except RowError as error:
+        return Problem("schema", source, error.what, error.fix)
+
+
 def _use(found: list[Record], kind: Kind, source: Source, prompt_id: str, ids: set[str]) -> list[Record] | Problem:
     """The records of one row as `kind` uses them, or the first reason why not."""
     selected = usable(found, kind, prompt_id)
-    if not selected:
+    if found and not selected:
         return unusable(found[0], kind).at(source)
     for record in selected:
         flaw = next(flaws(record), None)

@@ -9,6 +9,7 @@ not compare it with every other. Of a minimum only 8 bits are kept (Li and Köni
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from typing import Generic, TypeVar
@@ -73,9 +74,12 @@ class NearDuplicates(Generic[T]):
         self._newest = np.zeros((self._bands, CAPACITY), np.int32)
         self._before = np.zeros((CAPACITY + 1, self._bands), np.int32)
 
-    def add(self, text: str, place: T) -> T | None:
-        """The place of an earlier near-duplicate; if there is none, remember the text and return None."""
-        signature = self._signature(text)
+    def add(self, text: str, place: T, *, group: str = "") -> T | None:
+        """The place of an earlier near-duplicate; if there is none, remember the text and return None.
+
+        Only texts of the same group are alike.
+        """
+        signature = self._signature(text, group)
         slots = self._slots(signature)
         earlier = self._find(signature, slots)
         if earlier:
@@ -92,6 +96,12 @@ class NearDuplicates(Generic[T]):
         self._newest[bands, slots] = number
         self._count += 1
         return None
+
+    def find(self, text: str) -> T | None:
+        """The place of a near-duplicate among the texts remembered, or None; the text itself is not remembered."""
+        signature = self._signature(text)
+        earlier = self._find(signature, self._slots(signature))
+        return self._places[earlier - 1] if earlier else None
 
     def _find(self, signature: NDArray[np.uint8], slots: NDArray[np.int64]) -> int:
         """The number of the first remembered text that is alike enough, 0 if there is none."""
@@ -110,9 +120,12 @@ class NearDuplicates(Generic[T]):
             numbers = self._before[numbers, bands]
         return 0
 
-    def _signature(self, text: str) -> NDArray[np.uint8]:
-        """[P] the low information of every permutation's minimum, as one byte."""
+    def _signature(self, text: str, group: str = "") -> NDArray[np.uint8]:
+        """[P] every permutation's minimum, hashed to one byte."""
         shingles_S = _shingles(text)
+        if group:
+            salt = hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            shingles_S = _mixed(shingles_S + np.frombuffer(salt, np.uint64))
         minima_P = np.full(len(self._factor), np.iinfo(np.uint64).max, np.uint64)
         for start in range(0, len(shingles_S), _ROWS_AT_ONCE):
             hashes_SP = shingles_S[start : start + _ROWS_AT_ONCE, None] * self._factor + self._offset

@@ -24,6 +24,11 @@ class Problem:
     fix: str | None = None
 
     @property
+    def stops(self) -> bool:
+        """Whether training must not go on; what a format leaves out on purpose is only counted."""
+        return self.rule != "left-out"
+
+    @property
     def error(self) -> RowError:
         """The problem as the exception that a caller raises."""
         return RowError(self.what, where=str(self.source), fix=self.fix)

@@ -7,7 +7,17 @@ from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
 from accord.data.problems import Problem
-from accord.types import Content, Demonstration, LabelledCompletion, PreferencePair, Prompt, Ranking, Record, Source
+from accord.types import (
+    Content,
+    Demonstration,
+    LabelledCompletion,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    RatedCompletion,
+    Record,
+    Source,
+)
 
 __all__ = [
     "KINDS",
@@ -23,7 +33,7 @@ __all__ = [
     "usable",
 ]
 
-Kind = Literal["demonstrations", "preferences", "labels", "prompts"]
+Kind = Literal["demonstrations", "preferences", "labels", "ratings", "prompts"]
 """What training or sampling reads: the records that a loss learns from, or prompts."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -32,12 +42,14 @@ _SERVES: dict[Kind, tuple[type, ...]] = {
     "demonstrations": (Demonstration,),
     "preferences": (PreferencePair, Ranking),
     "labels": (LabelledCompletion, PreferencePair),
+    "ratings": (RatedCompletion,),
 }
 _NOUNS: dict[type, str] = {
     Demonstration: "a demonstration",
     PreferencePair: "a preference pair",
     Ranking: "a ranking",
     LabelledCompletion: "a labelled completion",
+    RatedCompletion: "a rated completion",
     Prompt: "a prompt without a completion",
 }
 
@@ -80,6 +92,8 @@ def unusable(record: Record, kind: Kind) -> Flaw:
         fix = "A ranking says which is better, not which is good: write prompt, completion and label."
     elif kind == "labels":
         fix = "Give prompt, completion and label (true or false); docs/data.md lists the formats."
+    elif kind == "ratings":
+        fix = "Give prompt, completion and ratings (a number by attribute); docs/data.md lists the formats."
     else:
         fix = "Give prompt, chosen and rejected, or prompt, completions and ranks; docs/data.md lists the formats."
     return Flaw("kind", f"The row is {_NOUNS[type(record)]}, and {kind} are wanted.", fix)

@@ -14,6 +14,7 @@ from accord.types import Content, Message, Record, Source
 __all__ = [
     "FORMATS",
     "Format",
+    "LeftOut",
     "complete",
     "content",
     "items",
@@ -28,19 +29,34 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a format leaves out on purpose, in place of a record: it is counted and listed, and stops nothing.
+
+    Example: ``LeftOut("A message was deleted.")``
+    """
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """One public data format.
 
     `read` turns a row into its records and raises RowError for one that breaks the format. `when` narrows the match by
-    value where two formats share their columns.
+    value where two formats share their columns. `on_request`: read only where the user names it, because the same
+    columns can be read in another way. `alone`: a row that fits is nothing else, whatever other columns it has.
+    `together`: the column whose consecutive equal values make one unit; `read` then gets ``{"rows": [row, ...]}``.
 
     Example: ``Format(("prompt", "completion"), "Demonstration", read)``
     """
 
     columns: tuple[str, ...]
     record: str
-    read: Callable[[Mapping[str, Any], Source], list[Record]]
+    read: Callable[[Mapping[str, Any], Source], Sequence[Record | LeftOut]]
     when: Callable[[Mapping[str, Any]], bool] | None = None
+    on_request: bool = False
+    alone: bool = False
+    together: str | None = None
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has all columns of the format."""

@@ -1,7 +1,7 @@
 """K-wise rankings: completions with ranks, and Nectar's list of answers that carry their own rank.
 
-The smallest rank is the best; equal ranks are a tie. Ranks are renumbered 0, 1, 2, ... without gaps. A prompt may be an
-HH-RLHF transcript, as Nectar's are.
+The smallest rank is the best; equal ranks are a tie. Ranks are renumbered 0, 1, 2, ... without gaps. Nectar's prompts
+are HH-RLHF transcripts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from accord.data.formats.base import FORMATS, Format, complete, content, items
 from accord.data.formats.hh import is_transcript, parse_prompt
 from accord.errors import RowError
-from accord.types import Ranking, Record, Source
+from accord.types import Content, Ranking, Record, Source
 
 __all__ = ["read", "read_answers"]
 
@@ -21,7 +21,8 @@ Row = Mapping[str, Any]
 
 def read(row: Row, source: Source) -> list[Record]:
     """prompt, completions, ranks."""
-    return [_ranking(row, items(row, "completions", source), items(row, "ranks", source), source)]
+    prompt = content(row, "prompt", source)
+    return [_ranking(prompt, items(row, "completions", source), items(row, "ranks", source), source)]
 
 
 def read_answers(row: Row, source: Source) -> list[Record]:
@@ -30,19 +31,19 @@ def read_answers(row: Row, source: Source) -> list[Record]:
     if not all(isinstance(item, dict) and "answer" in item and "rank" in item for item in answers):
         what = "Every item of 'answers' must have an answer and a rank."
         raise RowError(what, where=str(source), fix='Write [{"answer": "...", "rank": 1}, ...]')
-    return [_ranking(row, [item["answer"] for item in answers], [item["rank"] for item in answers], source)]
+    prompt = content(row, "prompt", source)
+    if isinstance(prompt, str) and is_transcript(prompt):
+        prompt = parse_prompt(prompt, "prompt", source)
+    return [_ranking(prompt, [item["answer"] for item in answers], [item["rank"] for item in answers], source)]
 
 
-def _ranking(row: Row, texts: Sequence[Any], ranks: Sequence[Any], source: Source) -> Ranking:
+def _ranking(stated: Content, texts: Sequence[Any], ranks: Sequence[Any], source: Source) -> Ranking:
     if len(texts) != len(ranks):
         what = f"{len(texts)} completions but {len(ranks)} ranks."
         raise RowError(what, where=str(source), fix="Give every completion its rank; equal ranks are a tie.")
     if any(isinstance(rank, bool) or not isinstance(rank, int | float) or rank != rank for rank in ranks):
         what = f"Ranks must be numbers, not {list(ranks)!r:.60}."
         raise RowError(what, where=str(source), fix="Write e.g. [0, 1, 1, 2]; the smallest is the best.")
-    stated = content(row, "prompt", source)
-    if isinstance(stated, str) and is_transcript(stated):
-        stated = parse_prompt(stated, "prompt", source)
     read = [complete(stated, content({"completions": text}, "completions", source)) for text in texts]
     if len({prompt for prompt, _ in read}) > 1:
         what = "The completions do not belong to the same prompt."

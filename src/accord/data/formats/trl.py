@@ -1,4 +1,4 @@
-"""TRL's columns, plain or conversational: prompt, completion, chosen, rejected, label, margin, messages.
+"""TRL's columns, plain or conversational: prompt, completion, chosen, rejected, label, margin, probability, messages.
 
 The prompt is explicit, or it is the equal leading *messages* of chosen and rejected; never equal leading characters.
 """
@@ -12,9 +12,17 @@ from accord.data.formats.base import FORMATS, Format, complete, content, items, 
 from accord.data.formats.conversation import split_equal_start
 from accord.data.formats.hh import both_transcripts
 from accord.errors import RowError
-from accord.types import Demonstration, LabelledCompletion, PreferencePair, Prompt, Record, Source
+from accord.types import Content, Demonstration, LabelledCompletion, PreferencePair, Prompt, Record, Source
 
-__all__ = ["read_conversation", "read_demonstration", "read_implicit", "read_label", "read_preference", "read_prompt"]
+__all__ = [
+    "preference_sides",
+    "read_conversation",
+    "read_demonstration",
+    "read_implicit",
+    "read_label",
+    "read_preference",
+    "read_prompt",
+]
 
 Row = Mapping[str, Any]
 
@@ -36,14 +44,27 @@ def read_label(row: Row, source: Source) -> list[Record]:
 
 
 def read_preference(row: Row, source: Source) -> list[Record]:
-    """prompt, chosen, rejected, and optionally margin."""
+    """prompt, chosen, rejected, and optionally margin, and the probability that chosen is better."""
+    margin, probability = number(row, "margin", source), number(row, "probability", source)
+    if probability is not None and not 0 <= probability <= 1:
+        fix = "Write the share of votes for chosen, from 0 to 1."
+        raise RowError(f"Column 'probability' is {probability:g}.", where=str(source), fix=fix)
+    return [PreferencePair(*preference_sides(row, source), margin, source, probability)]
+
+
+def preference_sides(row: Row, source: Source) -> tuple[Content, Content, Content]:
+    """The prompt, the chosen and the rejected completion, brought to the same form.
+
+    Raises:
+        RowError: chosen and rejected do not belong to the same prompt.
+    """
     stated = content(row, "prompt", source)
     prompt, chosen = complete(stated, content(row, "chosen", source))
     other, rejected = complete(stated, content(row, "rejected", source))
     if other != prompt:
         what = "Chosen and rejected do not belong to the same prompt."
         raise RowError(what, where=str(source), fix="Give both as plain text, or both as messages after one prompt.")
-    return [PreferencePair(prompt, chosen, rejected, number(row, "margin", source), source)]
+    return prompt, chosen, rejected
 
 
 def read_implicit(row: Row, source: Source) -> list[Record]:
