@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from accord.evaluate.report.html import render_html
+from accord.evaluate.report.html import render_html, render_reward_html
 from accord.evaluate.report.markdown import render_markdown
-from accord.evaluate.report.record import Report, as_json
+from accord.evaluate.report.record import Report, RewardPage, as_json
 from accord.files import write_text
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "RewardPage", "write_report", "write_reward_page"]
 
 
 def write_report(run_dir: Path, report: Report) -> None:
@@ -26,3 +26,14 @@ def write_report(run_dir: Path, report: Report) -> None:
     }
     for name, page in pages.items():
         write_text(run_dir / name, page)
+
+
+def write_reward_page(run_dir: Path, page: RewardPage) -> None:
+    """Write reward.json and report.html into `run_dir`, each atomically.
+
+    Raises:
+        ResourceError: the disk is full or the directory cannot be written.
+    """
+    text = json.dumps(page.as_json(), ensure_ascii=False, indent=1, allow_nan=False)
+    write_text(run_dir / "reward.json", text + "\n")
+    write_text(run_dir / "report.html", render_reward_html(page))

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from accord.stats.calibration import Calibration
+
 __all__ = ["Charts"]
 
 _COLOURS = {"#010101": "ink", "#010102": "muted", "#010103": "line", "#010104": "before", "#010105": "after"}
@@ -78,6 +80,21 @@ class Charts:
             figure, axes = _axes(label)
             axes.hist(values, _edges(values), color=_AFTER, alpha=0.6, linewidth=0)
             return self._svg(figure, f"Distribution of {label}, prompts per bin")
+
+    def reliability(self, calibration: Calibration) -> Markup:
+        """Observed against predicted probability by bin, with intervals; on the diagonal a model is calibrated."""
+        with rc_context(_STYLE):
+            figure, axes = _axes("predicted")
+            axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
+            x = [bin.predicted for bin in calibration.bins]
+            y = [bin.observed for bin in calibration.bins]
+            low = [bin.observed - bin.interval.low for bin in calibration.bins]
+            high = [bin.interval.high - bin.observed for bin in calibration.bins]
+            axes.errorbar(x, y, yerr=[low, high], color=_AFTER, fmt="o", markersize=4, linewidth=1.4)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+            axes.set_ylabel("observed")
+            return self._svg(figure, "Reliability diagram: observed against predicted probability")
 
     def _svg(self, figure: Figure, description: str) -> Markup:
         buffer = io.StringIO()

@@ -17,13 +17,13 @@ from markupsafe import Markup
 from accord.evaluate.compare import Comparison, Measure
 from accord.evaluate.report import words
 from accord.evaluate.report.charts import Charts
-from accord.evaluate.report.record import Report, change_of, random_sample, sorted_outcomes, summary
+from accord.evaluate.report.record import Report, RewardPage, change_of, random_sample, sorted_outcomes, summary
 from accord.evaluate.reward import RewardReport
 from accord.feedback.quality import PanelAgreement
 from accord.stats.agreement import Agreement
 from accord.stats.intervals import Interval
 
-__all__ = ["render_html"]
+__all__ = ["render_html", "render_reward_html"]
 
 # What a person looks at first in a training run; other metrics are in metrics.jsonl.
 _CURVES = ("loss", "accuracy", "margin", "reward_margin", "kl", "grad_norm")
@@ -43,22 +43,50 @@ def render_html(report: Report) -> str:
             report=report,
             comparison=comparison,
             summary=summary(report),
-            style=Markup(files("accord.evaluate.report").joinpath("page.css").read_text(encoding="utf-8")),
+            style=_style(),
             words=words,
             zip=zip,
             tiles=_tiles(report),
             missing=words.missing(comparison, report.not_measured),
             forest=rows,
             scale=_points_scale(rows),
-            unit_scale=Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), zero=0.5, factor=100, suffix=" %"),
+            unit_scale=_unit_scale(),
             distributions=_distributions(comparison, charts),
-            accuracies=_accuracies(report.reward, report.panel) if report.reward else [],
+            **(_reward(report.reward, report.panel, charts) if report.reward else {}),
             annotators=_annotators(report.panel) if report.panel else [],
             training=_training(report.training, charts),
             longest=max(report.stage_seconds.values(), default=0.0) or 1.0,
             **_texts(comparison),
         )
     )
+
+
+def render_reward_html(page: RewardPage) -> str:
+    """The page of a reward model alone."""
+    accuracy = page.reward.accuracy
+    members = [
+        _share_row(f"Member {place}", each.value, each.interval, each.n)
+        for place, each in enumerate(page.ensemble.members if page.ensemble else (), start=1)
+    ]
+    return (
+        _environment()
+        .get_template("reward.html.jinja")
+        .render(
+            page=page,
+            reward=page.reward,
+            members=members,
+            summary=f"Orders {words.percent(accuracy.value, 1)} of {accuracy.n:,} pairs as the annotators do "
+            f"(95 % interval {words.shares(accuracy.interval)}).",
+            style=_style(),
+            words=words,
+            unit_scale=_unit_scale(),
+            **_reward(page.reward, None, Charts()),
+        )
+    )
+
+
+def _style() -> Markup:
+    return Markup(files("accord.evaluate.report").joinpath("page.css").read_text(encoding="utf-8"))
 
 
 @cache
@@ -89,6 +117,10 @@ class Scale:
     def label(self, tick: float) -> str:
         """The tick in words."""
         return f"{tick * self.factor:g}{self.suffix}".replace("-", "−")
+
+
+def _unit_scale() -> Scale:
+    return Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), zero=0.5, factor=100, suffix=" %")
 
 
 def _points_scale(rows: list[dict[str, Any]]) -> Scale:
@@ -201,6 +233,15 @@ def _distributions(comparison: Comparison, charts: Charts) -> list[dict[str, Any
     return shown
 
 
+def _reward(reward: RewardReport, panel: PanelAgreement | None, charts: Charts) -> dict[str, Any]:
+    """What reward_part.html.jinja shows."""
+    return {
+        "accuracies": _accuracies(reward, panel),
+        "reliability": charts.reliability(reward.calibration),
+        "slices": [_share_row(name, each.value, each.interval, each.n) for name, each in reward.slices.items()],
+    }
+
+
 def _accuracies(reward: RewardReport, panel: PanelAgreement | None) -> list[dict[str, Any]]:
     model, longer, ceiling = reward.accuracy, reward.longer_wins, words.ceiling(reward, panel)
     rows = [_share_row("Reward model", model.value, model.interval, model.n, headline=True)]
@@ -208,6 +249,14 @@ def _accuracies(reward: RewardReport, panel: PanelAgreement | None) -> list[dict
         rows += _agreement_rows({"Ceiling: one more annotator": ceiling})
     if longer is not None:
         rows.append(_share_row("Longer wins", longer.value, longer.interval, longer.n))
+    if (length := reward.length) is not None:
+        if length.matched is not None:
+            rows.append(
+                _share_row("Of pairs of like length", length.matched.value, length.matched.interval, length.matched.n)
+            )
+        rows.append(
+            _share_row("Without the effect of length", length.without.value, length.without.interval, length.without.n)
+        )
     return rows
 
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from accord.evaluate.compare import Comparison, PairedOutcome
-from accord.evaluate.reward import RewardReport
+from accord.evaluate.reward import EnsembleReport, Overfit, RewardReport
 from accord.feedback.quality import PanelAgreement
 from accord.stats.intervals import Interval
 
-__all__ = ["Change", "Report", "as_json", "change_of", "random_sample", "sorted_outcomes"]
+__all__ = ["Change", "Report", "RewardPage", "as_json", "change_of", "random_sample", "sorted_outcomes"]
 
 RANDOM_SAMPLE = 10
 
@@ -44,6 +44,23 @@ class Report:
     not_measured: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     next_commands: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RewardPage:
+    """What the page of a reward model alone shows; `ensemble` and `overfit` where they were measured."""
+
+    model: str
+    data: str
+    reward: RewardReport
+    ensemble: EnsembleReport | None = None
+    overfit: Overfit | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The page as plain JSON values: what was measured with it, then every number of the reward report."""
+        rest = {"ensemble": self.ensemble, "overfit": self.overfit}
+        measured = {name: asdict(value) for name, value in rest.items() if value is not None}
+        return {"model": self.model, "data": self.data, **_plain(asdict(self.reward)), **_plain(measured)}
 
 
 def as_json(report: Report) -> dict[str, Any]:

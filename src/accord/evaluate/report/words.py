@@ -63,6 +63,11 @@ def interval(name: str, bounds: Interval) -> str:
     return f"{change(name, bounds.low, unit=False)} … {change(name, bounds.high, unit=False)}"
 
 
+def points(difference: float) -> str:
+    """A difference of two shares: "4.2 points"."""
+    return _minus(f"{100 * difference:.1f} points")
+
+
 def shares(bounds: Interval) -> str:
     """A 95 % interval of a share: "60.3 … 70.9 %"."""
     return f"{100 * bounds.low:.1f} … {100 * bounds.high:.1f} %"
