@@ -44,6 +44,14 @@ VERBS = (
          "accord data check --data pairs.jsonl"),
     Verb("data show", "accord.cli.data:show", "Show the records as training will see them.",
          "accord data show --data pairs.jsonl"),
+    Verb("data convert", "accord.cli.prepare:convert", "Write data of any format in Accord's own columns.",
+         "accord data convert --data owner/name:train --out pairs.jsonl --to preferences"),
+    Verb("data split", "accord.cli.prepare:split", "Divide data into train and test without a common conversation.",
+         "accord data split --data pairs.jsonl --out parts --test 0.1"),
+    Verb("data mix", "accord.cli.prepare:mix", "Draw from several data sets in given shares.",
+         "accord data mix --data a.jsonl=0.7 --data b.jsonl=0.3 --out mixed.jsonl"),
+    Verb("data dedup", "accord.cli.prepare:dedup", "Remove repeated rows, also near repetitions.",
+         "accord data dedup --data pairs.jsonl --out unique.jsonl --near 0.8"),
     Verb("train", "accord.cli.train:train", "Train a model by a recipe: sft, reward, dpo and their kin.",
          f"accord train dpo {_MODEL_DATA} --out runs/dpo --set loss.beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",
@@ -59,7 +67,7 @@ VERBS = (
 )  # fmt: skip
 
 _GROUPS = {
-    "data": "Check and inspect data sets.",
+    "data": "Check, inspect and prepare data sets.",
     "evaluate": "Measure a model.",
 }
 
