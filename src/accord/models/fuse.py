@@ -1,4 +1,4 @@
-"""RMS norm and gated MLP that keep less for backward and cast once: the same numbers, less memory, less time.
+"""Embedding, RMS norm and gated MLP that keep less for backward and cast once: same numbers, less memory, less time.
 
 Under autocast a norm gives float32, and each of the linear layers behind it makes and keeps a bfloat16 copy of its own.
 Here the norm gives the copy that all of them share. A module is replaced only if its own output agrees with the
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GatedMLP", "RMSNorm", "fuse"]
+from accord.models.gradients import gradient_sum
+
+__all__ = ["Embedding", "GatedMLP", "RMSNorm", "fuse"]
 
 
 class RMSNorm(nn.Module):
@@ -47,13 +49,33 @@ class GatedMLP(nn.Module):
         return result
 
 
+class Embedding(nn.Module):
+    """Token vectors whose gradient is added row by row to the parameter's own."""
+
+    def __init__(self, weight: Tensor, padding_idx: int | None) -> None:
+        super().__init__()
+        self.weight, self.padding_idx = weight, padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] to [..., D]."""
+        vectors: Tensor = _Embedding.apply(self.weight, ids, self.padding_idx)
+        return vectors
+
+
 def fuse(model: nn.Module) -> None:
-    """Replace every norm and MLP of `model` that computes what these classes compute, in place."""
+    """Replace every embedding, norm and MLP of `model` that computes what these classes compute, in place."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            replacement = _norm_like(child) or _mlp_like(child)
+            replacement = _embedding_like(child) or _norm_like(child) or _mlp_like(child)
             if replacement is not None:
                 setattr(parent, name, replacement)
+
+
+def _embedding_like(module: nn.Module) -> Embedding | None:
+    """Only the plain kind: some models scale their embedding, in a class of their own."""
+    if type(module) is not nn.Embedding or module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        return None
+    return Embedding(module.weight, module.padding_idx)
 
 
 def _norm_like(module: nn.Module) -> RMSNorm | None:
@@ -79,6 +101,23 @@ def _agree(module: nn.Module, replacement: nn.Module, size: int, like: Tensor) -
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, 3, size, generator=generator).to(like.device, like.dtype)
     return torch.allclose(module(probe), replacement(probe), rtol=1e-5, atol=1e-6)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight_VD, ctx.padding_idx = weight_VD, padding_idx
+        return weight_VD.detach()[ids]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        """As in torch, the padding token's vector has no gradient."""
+        (ids,) = ctx.saved_tensors
+        grad = grads[0] if ctx.padding_idx is None else grads[0].masked_fill(ids[..., None] == ctx.padding_idx, 0)
+        sum_VD, rest = gradient_sum(ctx.weight_VD)
+        sum_VD.index_add_(0, ids.flatten(), grad.flatten(0, -2).to(sum_VD.dtype))
+        return rest, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

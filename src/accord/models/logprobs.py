@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accord.models.gradients import gradient_sum
+
 __all__ = ["CONSTANT_STATISTICS", "Head", "token_logprobs"]
 
 CONSTANT_STATISTICS = frozenset({"log_sum_squares"})
@@ -20,6 +22,8 @@ _CHUNK_BYTES = 16 << 20
 """Float32 logits of one chunk. Larger ones are no faster and leave larger holes in the heap."""
 _KEEP_BYTES = 256 << 20
 """Logits up to this size are kept for backward; larger ones are computed again (a fourth product instead of three)."""
+_TABLE_ROWS = 8192
+"""Rows of the head whose gradient is computed at once."""
 
 
 class Head:
@@ -48,10 +52,17 @@ def token_logprobs(
             `log_sum_squares`, log Σ_v p(v)² (a constant), and `mean_logprob`, the mean of log p(v) (differentiable).
     """
     names = tuple(sorted(statistics))
-    weight = _cast(head.weight_VD, hidden_ND)
+    weight_VD = _cast(head.weight_VD.detach(), hidden_ND)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         logprobs_N, *others = _TokenLogprobs.apply(
-            hidden_ND.to(weight.dtype), weight, head.bias_V, target_N, head.scale, head.softcap, names
+            hidden_ND.to(weight_VD.dtype),
+            head.weight_VD,
+            weight_VD,
+            head.bias_V,
+            target_N,
+            head.scale,
+            head.softcap,
+            names,
         )
     return logprobs_N, dict(zip(names, others, strict=True))
 
@@ -61,6 +72,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
+        table_VD: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
         target_N: Tensor,
@@ -81,7 +93,7 @@ class _TokenLogprobs(torch.autograd.Function):
             for name, values_N in others.items():
                 values_N[rows] = _STATISTICS[name](logits.float(), normaliser_N[rows])
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, normaliser_N)
-        ctx.kept_NV, ctx.scale, ctx.softcap = kept_NV, scale, softcap
+        ctx.kept_NV, ctx.scale, ctx.softcap, ctx.table_VD = kept_NV, scale, softcap, table_VD
         ctx.mean_at = names.index("mean_logprob") + 1 if "mean_logprob" in names else None
         ctx.mark_non_differentiable(*(others[name] for name in names if name in CONSTANT_STATISTICS))
         return logprobs_N, *others.values()
@@ -96,9 +108,9 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_N, slope_NV = grads[0], ctx.kept_NV
         mean_N = grads[ctx.mean_at] if ctx.mean_at is not None else None
         both_N = grad_N if mean_N is None else grad_N + mean_N
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         grad_hidden = torch.empty_like(hidden_ND)
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        sum_VD, grad_table = gradient_sum(ctx.table_VD) if ctx.needs_input_grad[1] else (None, None)
         for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
             logits = (
                 _logits(hidden_ND[rows], weight_VD, bias_V, ctx.scale, ctx.softcap)
@@ -120,21 +132,26 @@ class _TokenLogprobs(torch.autograd.Function):
                 continue
             slope = slope.to(weight_VD.dtype)
             grad_hidden[rows] = slope @ weight_VD
-            if grad_weight is not None:
-                grad_weight += slope.T @ hidden_ND[rows]
+            _add_products(sum_VD, slope, hidden_ND[rows])
         ctx.kept_NV = None
         if slope_NV is not None:
             grad_hidden = slope_NV @ weight_VD
-            grad_weight = slope_NV.T @ hidden_ND if ctx.needs_input_grad[1] else None
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VD.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+            _add_products(sum_VD, slope_NV, hidden_ND)
+        return grad_hidden, grad_table, None, grad_bias, None, None, None, None
 
 
 _STATISTICS = {
     "log_sum_squares": lambda logits_NV, normaliser_N: torch.logsumexp(2 * logits_NV, dim=-1) - 2 * normaliser_N,
     "mean_logprob": lambda logits_NV, normaliser_N: logits_NV.mean(-1) - normaliser_N,
 }
+
+
+def _add_products(sum_VD: Tensor | None, slope_NV: Tensor, hidden_ND: Tensor) -> None:
+    """Add slopeᵀ · hidden, a part of the vocabulary at a time: no second matrix of the table's size."""
+    if sum_VD is not None:
+        for start in range(0, len(sum_VD), _TABLE_ROWS):
+            part = slice(start, start + _TABLE_ROWS)
+            sum_VD[part] += slope_NV[:, part].T @ hidden_ND
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
