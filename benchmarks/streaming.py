@@ -3,9 +3,9 @@
     python benchmarks/streaming.py --rows 1000000 --steps 300
 
 Writes synthetic demonstrations (conversations of about 100 words, 0.7 kB a row) into a temporary directory and trains a
-tiny random model on them, with an empty cache and then with the cache of the first run. The clock starts before the
-process does and stops at the first row of `metrics.jsonl`. Memory is the resident set of the process, read every 50 ms;
-the figure is its growth from step 50 (all buffers in use) to the last step.
+tiny random model on them (cut at 128 bytes, so that steps are short), with an empty cache and then with the cache of
+the first run. The clock starts before the process does and stops at the first row of `metrics.jsonl`. Memory is the
+resident set of the process, read every 50 ms; the figure is its growth from step 50 (all buffers in use) to the last.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def _options() -> argparse.Namespace:
 def _write_rows(path: Path, count: int) -> None:
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 9))) for _ in range(5000)]
-    texts = [" ".join(generator.choices(words, k=50)) for _ in range(5000)]
+    short, long = ([" ".join(generator.choices(words, k=k)) for _ in range(5000)] for k in (5, 95))
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            question, answer = f"{number} {generator.choice(texts)}?", generator.choice(texts)
+            question, answer = f"{number} {generator.choice(short)}?", generator.choice(long)
             turns = [{"role": "user", "content": question}], [{"role": "assistant", "content": answer}]
             file.write(json.dumps({"prompt": turns[0], "completion": turns[1]}) + "\n")
 
@@ -63,7 +63,16 @@ def _write_rows(path: Path, count: int) -> None:
 def _measure(root: Path, name: str, model: Path, data: Path, steps: int) -> dict[str, float]:
     out = root / name.replace(" ", "-")
     command = [sys.executable, "-m", "accord", "train", "sft", "--model", str(model), "--data", str(data)]
-    command += ["--out", str(out), "--set", f"max_steps={steps}", "--set", "checkpoint_every=1000000"]
+    command += [
+        "--out",
+        str(out),
+        "--set",
+        f"max_steps={steps}",
+        "--set",
+        "checkpoint_every=1000000",
+        "--set",
+        "max_tokens=128",
+    ]
     environment = {**os.environ, "ACCORD_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
     metrics, memory, first = out / "metrics.jsonl", {}, 0.0
     began = time.perf_counter()

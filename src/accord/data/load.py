@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, overload
 
-from accord.data.formats import read_row, read_units, split_format
+from accord.data.formats import FORMATS, matching_formats, read_row, read_units, split_format
 from accord.data.formats.base import row_id
 from accord.data.problems import OnProblem, Problem
 from accord.data.sources import Row, read_rows
@@ -23,7 +23,7 @@ from accord.types import (
     Source,
 )
 
-__all__ = ["UNREAD", "LoadedData", "load", "read_records", "require_kind", "select"]
+__all__ = ["UNREAD", "LoadedData", "is_rowwise", "load", "read_records", "require_kind", "select"]
 
 T = TypeVar("T", bound=Record, covariant=True)
 
@@ -148,10 +148,21 @@ def require_kind(kind: str) -> Kind:
     raise UnknownNameError(unknown_name("kind of data", kind, KINDS))
 
 
-def select(row: Row, source: Source, kind: Kind) -> list[Record] | Problem:
-    """The records of one row as training of `kind` uses them, or the first reason why it has none."""
+def is_rowwise(spec: str) -> bool:
+    """Whether every row can be read by itself; of some formats, neighbouring rows belong together."""
+    place, name = split_format(spec)
+    _, row = next(read_rows(place, lambda _: None), (None, {}))
+    return not any(FORMATS[each].together for each in ([name] if name else matching_formats(row)))
+
+
+def select(row: Row, source: Source, kind: Kind, name: str | None = None) -> list[Record] | Problem:
+    """The records of one row as training of `kind` uses them, or the first reason why it has none.
+
+    Args:
+        name: the format, where the user named one.
+    """
     try:
-        return _use(read_row(row, source), kind, source, row_id(row, source), set())
+        return _use(read_row(row, source, name), kind, source, row_id(row, source), set())
     except RowError as error:
         return Problem("schema", source, error.what, error.fix)
 
