@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from accord.errors import RowError
     from accord.models.network import Network
+    from accord.models.render import Renderer
+    from accord.train.examples import Trees
 
 __all__ = ["train"]
+
+_STREAMED = (
+    "More than {:,} rows: the others are read from disk, and checked, as training goes.\n"
+    "To check them all beforehand: accord data check --data {}"
+)
 
 
 def train(
@@ -22,6 +30,7 @@ def train(
     set: tuple[str, ...] = (),
     lora: bool = False,
     resume: bool = False,
+    skip_bad: bool = False,
 ) -> None:
     """Train a model by a recipe.
 
@@ -47,9 +56,12 @@ def train(
         Train low-rank adapters (and a reward model's score head) instead of all weights.
     resume
         Continue the run in --out.
+    skip_bad
+        Leave out rows that cannot be used, and list them, instead of stopping at them.
     """
     from accord.config import parse_assignments
-    from accord.data.load import load
+    from accord.data.load import is_rowwise, load
+    from accord.data.rows import STREAM_ABOVE
     from accord.losses import LabelConfig
     from accord.train import bind_loss, resolve, view_of
     from accord.types import LabelledCompletion
@@ -58,8 +70,14 @@ def train(
     settings = resolve(recipe, config, set, extra)
     view = view_of(settings)
     # The data is read before the model is loaded: a faulty row costs seconds, not minutes.
-    loaded = load(data, view.kind)
-    print(loaded.summary())
+    # Labels are looked at all together (which prompt they share, how many are good), so they stay in memory.
+    may_stream = view.kind != "labels" and is_rowwise(data)
+    loaded = load(data, view.kind, STREAM_ABOVE + 1 if may_stream else None, skip_bad=skip_bad)
+    is_large = may_stream and len(loaded.records) > STREAM_ABOVE
+    if is_large and "left-out" in loaded.dropped:
+        # What a format leaves out on purpose is counted, so everything is read.
+        is_large, loaded = False, load(data, view.kind, skip_bad=skip_bad)
+    print(_STREAMED.format(STREAM_ABOVE, data) if is_large else loaded.summary())
     loss_config = bind_loss(settings).config
     if isinstance(loss_config, LabelConfig):
         labels = [record.label for record in loaded.records if isinstance(record, LabelledCompletion)]
@@ -70,6 +88,7 @@ def train(
     from accord.models.render import Renderer
     from accord.train import Run, provenance
     from accord.train import train as train_loop
+    from accord.train.examples import StreamedTrees, render, stream
 
     network: Network
     if view.network is RewardModel:
@@ -77,17 +96,32 @@ def train(
     else:
         network = load_policy(model, chat_template=settings.template())
     renderer = Renderer(network, settings.max_tokens)
-    trees = [renderer.tree(record) for record in loaded.records]
-    if renderer.truncated:
-        limit = f"{renderer.max_tokens:,} tokens is the limit (see `accord data show`)"
-        print(f"{renderer.truncated:,} completions were cut: {limit}.")
+    if is_large:
+        loaded.records.clear()
+        trees: Trees = stream(data, view.kind, renderer, out / "skipped.jsonl" if skip_bad else None)
+    else:
+        bad: list[RowError] = []
+        trees = render(renderer, loaded.records, bad if skip_bad else None)
+        for error in bad:
+            print(f"Left out: {error}")
+        _say_cut(renderer.truncated, "completions", renderer)
     run = Run.open(out, settings, provenance(network, model, data, trees, settings.seed), resume=resume)
     if run.finished:
         print(f"This run is finished: {run.model}")
         return
     train_loop(network, trees, settings, run, stage=f"Train {recipe}")
+    if isinstance(trees, StreamedTrees):
+        _say_cut(trees.truncated, "rows", renderer)
+        if trees.skipped:
+            print(f"{trees.skipped:,} rows could not be used and were left out: {out / 'skipped.jsonl'}")
     print(f"Model: {run.model}")
     if view.network is RewardModel:
         print(f"Next: accord evaluate reward --model {run.model} --data HELD_OUT --out {run.directory}-accuracy")
     else:
         print(f"Next: accord chat --model {run.model}")
+
+
+def _say_cut(count: int, noun: str, renderer: Renderer) -> None:
+    if count:
+        limit = f"{renderer.max_tokens:,} tokens is the limit (see `accord data show`)"
+        print(f"{count:,} {noun} were cut: {limit}.")

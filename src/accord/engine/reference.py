@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from accord.engine.engine import Engine
+from accord.errors import RunError
 from accord.files import disk_errors
 from accord.models.controls import control_tree
 from accord.models.trees import Tree, with_reference
 
-__all__ = ["attach_reference"]
+__all__ = ["Reference", "attach_reference"]
 
 _CHUNK = 16
 
@@ -40,21 +41,51 @@ def attach_reference(
             of a tree count as a tree of their own.
     """
     controlled = [index for index, tree in enumerate(trees) if tree.controls]
-    done = _with_reference(engine, [*trees, *(control_tree(trees[index]) for index in controlled)], cache, on_progress)
+    everything = [*trees, *(control_tree(trees[index]) for index in controlled)]
+    done = _with_reference(engine, _model_key(engine), everything, cache, on_progress)
     attached = done[: len(trees)]
     for index, controls in zip(controlled, done[len(trees) :], strict=True):
         attached[index] = replace(attached[index], controls=controls.branches)
     return attached
 
 
+class Reference:
+    """The network as it is now, for trees that come later, a few at a time.
+
+    Args:
+        engine: of the network before training.
+        cache: an SQLite file, made if need be.
+    """
+
+    def __init__(self, engine: Engine, cache: Path) -> None:
+        self.engine, self.cache, self.key = engine, cache, _model_key(engine)
+
+    def compute(self, trees: Sequence[Tree]) -> int:
+        """Put what is missing into the cache; returns how many tokens had to be computed."""
+        tokens: list[int] = []
+        _with_reference(self.engine, self.key, trees, self.cache, lambda _, count: tokens.append(count))
+        return sum(tokens)
+
+    def attach(self, trees: Sequence[Tree]) -> list[Tree]:
+        """The same trees with reference log-probabilities; with LoRA, missing ones are computed with adapters off.
+
+        Raises:
+            RunError: without LoRA, one is missing, and the network is no longer what it was.
+        """
+        is_unchanged = self.engine.network.adapter is not None
+        return _with_reference(self.engine, self.key, trees, self.cache, lambda *_: None, may_compute=is_unchanged)
+
+
 def _with_reference(
-    engine: Engine, trees: Sequence[Tree], cache: Path, on_progress: Callable[[int, int], None]
+    engine: Engine,
+    model_key: str,
+    trees: Sequence[Tree],
+    cache: Path,
+    on_progress: Callable[[int, int], None],
+    *,
+    may_compute: bool = True,
 ) -> list[Tree]:
     network = engine.network
-    template = str(network.tokenizer.chat_template or "")
-    model_key = (
-        f"{network.fingerprint()}:{hashlib.blake2b(template.encode(), digest_size=16).hexdigest()}:{engine.dtype}"
-    )
     keys = [f"{model_key}:{tree.digest()}" for tree in trees]
     with disk_errors(cache):
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +94,9 @@ def _with_reference(
             connection.execute("CREATE TABLE IF NOT EXISTS reference (key TEXT PRIMARY KEY, logprobs BLOB NOT NULL)")
             found = dict(_lookup(connection, keys))
             missing = {key: tree for key, tree in zip(keys, trees, strict=True) if key not in found}
+            if missing and not may_compute:
+                fix = "Continue with --resume: what is missing is then computed again."
+                raise RunError("Reference log-probabilities have vanished while in use.", where=str(cache), fix=fix)
             on_progress(len(keys) - len(missing), 0)
             # Neighbours of like length make tight micro-batches.
             order = sorted(missing, key=lambda key: len(missing[key]))
@@ -76,6 +110,12 @@ def _with_reference(
                 found |= rows
                 on_progress(len(chunk), sum(len(missing[key]) for key in chunk))
     return [_attach(tree, found[key]) for key, tree in zip(keys, trees, strict=True)]
+
+
+def _model_key(engine: Engine) -> str:
+    template = str(engine.network.tokenizer.chat_template or "")
+    digest = hashlib.blake2b(template.encode(), digest_size=16).hexdigest()
+    return f"{engine.network.fingerprint()}:{digest}:{engine.dtype}"
 
 
 def _lookup(connection: sqlite3.Connection, keys: Sequence[str]) -> list[tuple[str, bytes]]:

@@ -6,9 +6,10 @@ of the completion belongs to the completion. Sampled tokens are never encoded ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,28 @@ from accord.types import (
 )
 
 __all__ = ["Renderer", "sampled_tree"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Parts(NamedTuple):
+    """What a tree needs of a record."""
+
+    prompt: Content
+    completions: tuple[Content, ...]
+    ranks: tuple[int, ...] = (0,)
+    margin: float = 0.0
+    labels: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """One prompt with one completion as text, and the character spans that carry loss."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    plain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +86,45 @@ class Renderer:
             RowError: the prompt leaves no room for a completion, or a completion is empty.
             ChatTemplateError: messages, but the model has no chat template (or one that rewrites earlier turns).
         """
-        match record:
-            case Demonstration():
-                return self._tree(record.prompt, (record.completion,), (0,), 0.0, record.source)
-            case PreferencePair():
-                completions = (record.chosen, record.rejected)
-                return self._tree(record.prompt, completions, (0, 1), record.margin or 0.0, record.source)
-            case Ranking():
-                return self._tree(record.prompt, record.completions, record.ranks, 0.0, record.source)
-            case LabelledCompletion():
-                tree = self._tree(record.prompt, (record.completion,), (0,), 0.0, record.source)
-                return replace(tree, labels=(record.label,))
-            case _:
-                raise TypeError(f"{type(record).__name__} holds nothing that a network could learn.")
+        (tree,) = self.trees([record])
+        if isinstance(tree, RowError):
+            raise tree
+        return tree
+
+    def trees(self, records: Sequence[Record]) -> list[Tree | RowError]:
+        """Many records as prompt trees, encoded in one call; in the place of one that cannot be used, its error."""
+        drafts = [self._attempt(self._drafts, record) for record in records]
+        texts = [draft for each in drafts if not isinstance(each, RowError) for draft in each]
+        encodings = iter(self._encode([(draft.text, draft.plain) for draft in texts]))
+        return [
+            each
+            if isinstance(each, RowError)
+            else self._attempt(self._tree, record, each, list(islice(encodings, len(each))))
+            for record, each in zip(records, drafts, strict=True)
+        ]
+
+    @staticmethod
+    def _attempt(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | RowError:
+        try:
+            return function(*arguments, **named)
+        except RowError as error:
+            return error
 
     def prompt(self, content: Content, source: Source | None = None) -> IntArray:
         """The tokens of a prompt that awaits a completion."""
         text = content if isinstance(content, str) else self._chat(content, generation=True, source=source)
-        tokens = self._encode(text, plain=isinstance(content, str))[0]
+        ((tokens, _),) = self._encode([(text, isinstance(content, str))])
         if len(tokens) >= self.max_tokens:
             raise self._too_long(len(tokens), source)
         return tokens
 
-    def _tree(
-        self,
-        prompt: Content,
-        completions: Sequence[Content],
-        ranks: tuple[int, ...],
-        margin: float,
-        source: Source | None,
-    ) -> Tree:
-        encoded = [self._together(prompt, completion, source) for completion in completions]
+    def _drafts(self, record: Record) -> list[_Draft]:
+        parts = _parts(record)
+        return [self._draft(parts.prompt, completion, record.source) for completion in parts.completions]
+
+    def _tree(self, record: Record, drafts: Sequence[_Draft], encodings: Sequence[tuple[IntArray, IntArray]]) -> Tree:
+        parts, source = _parts(record), record.source
+        encoded = [self._masked(draft, *each, source) for draft, each in zip(drafts, encodings, strict=True)]
         shared = min(each.boundary for each in encoded)
         first = encoded[0].tokens
         for each in encoded[1:]:
@@ -102,7 +133,15 @@ class Renderer:
             shared = length if bool(same.all()) else int(np.argmin(same))
         if shared >= self.max_tokens:
             raise self._too_long(shared, source)
-        return Tree(first[:shared], tuple(self._branch(each, shared) for each in encoded), ranks, margin, source)
+        branches = tuple(self._branch(each, shared) for each in encoded)
+        return Tree(
+            first[:shared],
+            branches,
+            parts.ranks,
+            parts.margin,
+            source,
+            labels=parts.labels,
+        )
 
     def _branch(self, encoded: _Encoded, shared: int) -> Branch:
         tokens, mask = encoded.tokens[shared : self.max_tokens], encoded.loss_mask[shared : self.max_tokens]
@@ -110,24 +149,27 @@ class Renderer:
         self.truncated += cut
         return Branch(tokens, mask, truncated=cut)
 
-    def _together(self, prompt: Content, completion: Content, source: Source | None) -> _Encoded:
-        """Encode prompt and completion as one text."""
+    def _draft(self, prompt: Content, completion: Content, source: Source | None) -> _Draft:
+        """Prompt and completion as one text."""
         if isinstance(prompt, str) != isinstance(completion, str):
             fix = "Write both as plain text, or both as messages."
             raise RowError("The prompt and the completion are of different kinds.", where=_at(source), fix=fix)
         if isinstance(prompt, str) and isinstance(completion, str):
-            text, spans, plain = prompt + completion, [(len(prompt), len(prompt) + len(completion))], True
-        else:
-            assert not isinstance(prompt, str)
-            assert not isinstance(completion, str)
-            text, spans, plain = *self._conversation(prompt, completion, source), False
-        tokens, ends = self._encode(text, plain=plain)
+            return _Draft(prompt + completion, [(len(prompt), len(prompt) + len(completion))], plain=True)
+        assert not isinstance(prompt, str)
+        assert not isinstance(completion, str)
+        return _Draft(*self._conversation(prompt, completion, source), plain=False)
+
+    def _masked(self, draft: _Draft, tokens: IntArray, ends: IntArray, source: Source | None) -> _Encoded:
+        """Which tokens carry loss, and where the prompt ends."""
+        spans = draft.spans
         starts_after = [int(np.searchsorted(ends, start, side="right")) for start, _ in spans]
+        is_stop = (tokens[:, None] == self.stop_ids).any(axis=1)
         mask = np.zeros(len(tokens), dtype=np.bool_)
         for first, (_, stop) in zip(starts_after, spans, strict=True):
             mask[first : int(np.searchsorted(ends, stop, side="right"))] = True
             # What a template puts behind the stop token (a line break) is never sampled, so it is not trained.
-            stops = np.flatnonzero(mask[first:] & np.isin(tokens[first:], self.stop_ids))
+            stops = np.flatnonzero(mask[first:] & is_stop[first:])
             if len(stops):
                 mask[first + int(stops[-1]) + 1 : int(np.searchsorted(ends, stop, side="right"))] = False
         last = int(np.flatnonzero(mask)[-1]) if mask.any() else -1
@@ -148,7 +190,8 @@ class Renderer:
         for index in range(len(prompt), len(messages)):
             if messages[index].role == "assistant":
                 before = self._chat(messages[:index], generation=True, source=source)
-                through = self._chat(messages[: index + 1], generation=False, source=source)
+                is_last = index + 1 == len(messages)
+                through = text if is_last else self._chat(messages[: index + 1], generation=False, source=source)
                 if not (text.startswith(before) and text.startswith(through)):
                     fix = "Use a chat template that only appends, or give the last turn alone as the completion."
                     what = "The chat template rewrites earlier turns, so it is unclear which tokens are the answer."
@@ -173,17 +216,43 @@ class Renderer:
             raise RowError(f"The chat template refuses these messages: {error}", where=_at(source), fix=fix) from None
         return rendered
 
-    def _encode(self, text: str, *, plain: bool) -> tuple[IntArray, IntArray]:
-        """Tokens, and for each the number of characters up to its end. Plain text gets the model's own BOS."""
-        encoding: Any = self.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
-        tokens = np.array(encoding["input_ids"], dtype=np.int64)
-        ends = np.array([end for _, end in encoding["offset_mapping"]], dtype=np.int64)
-        return tokens, np.maximum.accumulate(ends) if len(ends) else ends
+    def _encode(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[IntArray, IntArray]]:
+        """Tokens of each text, and for each token the number of characters up to its end.
+
+        A text that is marked as plain gets the model's own BOS. The tokenizer is called once for all of a kind: it then
+        works on all cores.
+        """
+        encoded: dict[int, tuple[IntArray, IntArray]] = {}
+        for kind in (True, False):
+            places = [place for place, (_, plain) in enumerate(texts) if plain == kind]
+            if not places:
+                continue
+            encoding: Any = self.tokenizer(
+                [texts[place][0] for place in places], add_special_tokens=kind, return_offsets_mapping=True
+            )
+            for place, ids, offsets in zip(places, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+                ends = np.array([end for _, end in offsets], dtype=np.int64)
+                encoded[place] = np.array(ids, dtype=np.int64), np.maximum.accumulate(ends) if len(ends) else ends
+        return [encoded[place] for place in range(len(texts))]
 
     def _too_long(self, length: int, source: Source | None) -> RowError:
         what = f"The prompt has {length} tokens and the limit for prompt and completion is {self.max_tokens}."
         fix = "Shorten or remove the row, or raise --set max_tokens (up to the model's context)."
         return RowError(what, where=_at(source), fix=fix)
+
+
+def _parts(record: Record) -> _Parts:
+    match record:
+        case Demonstration():
+            return _Parts(record.prompt, (record.completion,))
+        case LabelledCompletion():
+            return _Parts(record.prompt, (record.completion,), labels=(record.label,))
+        case PreferencePair():
+            return _Parts(record.prompt, (record.chosen, record.rejected), (0, 1), record.margin or 0.0)
+        case Ranking():
+            return _Parts(record.prompt, record.completions, record.ranks)
+        case _:
+            raise TypeError(f"{type(record).__name__} holds nothing that a network could learn.")
 
 
 def sampled_tree(

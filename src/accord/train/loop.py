@@ -11,7 +11,8 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import lru_cache
 from types import FrameType
 
 import numpy as np
@@ -20,56 +21,75 @@ import torch
 from accord.engine.checkpoint import load_checkpoint, save_checkpoint
 from accord.engine.engine import Engine
 from accord.engine.optimizer import learning_rate_at
-from accord.engine.reference import attach_reference
+from accord.engine.reference import Reference, attach_reference
 from accord.engine.views import VIEWS
+from accord.errors import DataError
 from accord.models.allocator import release_memory
 from accord.models.controls import with_controls
 from accord.models.lora import add_lora
 from accord.models.network import Network
 from accord.models.starter import cache_directory
-from accord.models.trees import Tree, share_prompts
+from accord.models.trees import IntArray, Tree, share_prompts
 from accord.tracking import Progress, Tracker
 from accord.train.config import TrainConfig, bind_loss
+from accord.train.examples import StreamedTrees, Trees, batches
 from accord.train.run import Run
 
 __all__ = ["batch_indices", "total_steps", "train"]
 
 
+_REFERENCE_ROWS = 256
+"""Streamed rows that are sorted by length and given to the reference together."""
 _TIDY_EVERY = 16
 """Steps between returns of free memory: blocks of ever new sizes leave holes, and the heap would grow with the run."""
 
 
-def train(network: Network, trees: Sequence[Tree], config: TrainConfig, run: Run, *, stage: str) -> None:
+def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stage: str) -> None:
     """Train `network` in place and write it to the run's directory.
 
     The network as it is given is the reference, where the loss has one; LoRA is added to it where the settings say so.
 
     Args:
-        trees: one per prompt.
+        trees: one per prompt, in memory or on disk.
         stage: the name under which progress is shown.
     """
     bound = bind_loss(config)
     view = VIEWS[bound.loss.inputs]
-    if view.kind == "labels":
-        trees = share_prompts(trees)
-    if view.controls:
-        trees = with_controls(trees, config.seed, config.max_tokens or network.context)
-    if view.reference:
-        trees = _with_reference(network, trees, config)
+    reference: Reference | None = None
+    if not isinstance(trees, StreamedTrees):
+        if view.kind == "labels":
+            trees = share_prompts(trees)
+        if view.controls:
+            trees = with_controls(trees, config.seed, config.max_tokens or network.context)
+        if view.reference:
+            trees = _with_reference(network, trees, config)
+    elif view.reference:
+        reference = _streamed_reference(network, trees, config)
     if config.lora:
         add_lora(network, config.lora, config.seed)
     engine = Engine(network, config.engine, config.optimizer)
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint) if checkpoint else 0
     total = total_steps(len(trees), config)
+    order = (batch_indices(step, len(trees), config) for step in range(start, total))
     with (
+        closing(batches(trees, order)) as feed,
         Tracker(run.directory, resume_step=start) as tracker,
         Progress(stage, total, unit="tokens", done=start) as progress,
         _stop_between_steps() as stopped,
     ):
         for step in range(start, total):
             began = time.perf_counter()
-            batch = [trees[index] for index in batch_indices(step, len(trees), config)]
+            try:
+                batch = next(feed)
+            except DataError:
+                if step > start:
+                    save_checkpoint(engine, run.checkpoints, step)
+                raise
+            if not batch:  # none of its rows could be used, and the user wants to go on without them
+                continue
+            if reference:
+                batch = reference.attach(batch)
             torch.manual_seed(config.seed + step)
             metrics = engine.forward_backward(batch, bound)
             rate = learning_rate_at(step, total, config.optimizer)
@@ -99,8 +119,28 @@ def total_steps(rows: int, config: TrainConfig) -> int:
 def batch_indices(step: int, rows: int, config: TrainConfig) -> list[int]:
     """Which rows optimiser step `step` trains on: every row once per epoch, in an order drawn from (seed, epoch)."""
     epoch, position = divmod(step, math.ceil(rows / config.batch_size))
-    order = np.random.default_rng([config.seed, epoch]).permutation(rows)
+    order = _order(config.seed, epoch, rows)
     return [int(i) for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, rows: int) -> IntArray:
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def _streamed_reference(network: Network, trees: StreamedTrees, config: TrainConfig) -> Reference:
+    """With LoRA the reference stays at hand, and each step asks it. Without, it is asked now about every row in use."""
+    reference = Reference(Engine(network, config.engine), cache_directory() / "reference.sqlite")
+    if config.lora:
+        return reference
+    rows = np.sort(_order(config.seed, 0, len(trees))[: total_steps(len(trees), config) * config.batch_size])
+    notice = "All weights are trained, so the reference is computed first. With --lora it is computed as training goes."
+    print(f"{notice}\n{len(rows):,} rows, each once: they are kept in {reference.cache}")
+    chunks = [rows[start : start + _REFERENCE_ROWS].tolist() for start in range(0, len(rows), _REFERENCE_ROWS)]
+    with Progress("Reference", len(rows), unit="tokens") as progress, closing(batches(trees, chunks)) as feed:
+        for indices, chunk in zip(chunks, feed, strict=True):
+            progress.advance(len(indices), work=reference.compute(chunk))
+    return reference
 
 
 def _with_reference(network: Network, trees: Sequence[Tree], config: TrainConfig) -> Sequence[Tree]:

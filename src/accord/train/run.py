@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from accord.engine.checkpoint import latest_checkpoint
 from accord.errors import RunError
 from accord.files import write_text
 from accord.models.network import Network
-from accord.models.trees import Tree
+from accord.train.examples import StreamedTrees, Trees
 
 __all__ = ["Run", "provenance"]
 
@@ -95,15 +95,11 @@ class Run:
                 raise RunError(what, where=str(self.directory), fix=fix)
 
 
-def provenance(network: Network, model: str, data: str, trees: Sequence[Tree], seed: int) -> dict[str, Any]:
+def provenance(network: Network, model: str, data: str, trees: Trees, seed: int) -> dict[str, Any]:
     """Where a run's numbers come from: data, model and template by hash, versions, machine."""
-    rows = hashlib.blake2b(digest_size=16)
-    for tree in trees:
-        rows.update(tree.digest().encode())
-        rows.update(repr((tree.ranks, tree.margin, tree.labels)).encode())
     template = str(network.tokenizer.chat_template or "")
     return {
-        "data": {"name": data, "rows": len(trees), "hash": rows.hexdigest()},
+        "data": {"name": data, "rows": len(trees), "hash": _data_hash(trees)},
         "model": {"name": model, "hash": network.fingerprint()},
         "template": hashlib.blake2b(template.encode(), digest_size=16).hexdigest(),
         "seed": seed,
@@ -115,6 +111,17 @@ def provenance(network: Network, model: str, data: str, trees: Sequence[Tree], s
         },
         "machine": f"{platform.system()} {platform.machine()}, {network.device}",
     }
+
+
+def _data_hash(trees: Trees) -> str:
+    """Of the tokens that training sees; for data that streams, of its files."""
+    if isinstance(trees, StreamedTrees):
+        return trees.rows.hash
+    rows = hashlib.blake2b(digest_size=16)
+    for tree in trees:
+        rows.update(tree.digest().encode())
+        rows.update(repr((tree.ranks, tree.margin, tree.labels)).encode())
+    return rows.hexdigest()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
