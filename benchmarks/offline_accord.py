@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from accord.engine.engine import BoundLoss, Engine, EngineConfig
+from accord.engine.engine import Engine, EngineConfig
 from accord.engine.optimizer import OptimizerConfig
 from accord.engine.reference import attach_reference
-from accord.losses import LOSSES
+from accord.losses import LOSSES, BoundLoss
 from accord.models.load import load_policy, load_reward_model
 from accord.models.network import Network
 from accord.models.render import Renderer
@@ -66,8 +66,7 @@ def _loss(task: Task) -> BoundLoss:
         "reward": ("bradley_terry", {"centre": 0.0}),
         "sft": ("sft", {}),
     }[task]
-    loss = LOSSES[name]
-    return BoundLoss(loss, loss.config.build(options))
+    return LOSSES[name].bind(options)
 
 
 def _consumed(task: Task, batch: Sequence[Tree]) -> Consumed:

@@ -13,8 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from accord.engine.engine import BoundLoss, Engine, EngineConfig
-from accord.losses import LOSSES
+from accord.engine.engine import Engine, EngineConfig
+from accord.losses import LOSSES, BoundLoss
 from accord.models.load import load_policy, load_reward_model
 from accord.models.network import Network
 from accord.models.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -88,7 +88,7 @@ def some_trees(pair_tree: Any) -> list[Tree]:
 
 
 def bind(name: str, **settings: Any) -> BoundLoss:
-    return BoundLoss(LOSSES[name], LOSSES[name].config.build(settings))
+    return LOSSES[name].bind(settings)
 
 
 @pytest.fixture(scope="session")

@@ -57,9 +57,20 @@ def tokenizer(directory: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(directory)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "name", "ours", "theirs"),
+    [
+        ("llama", "sft", {}, {}),
+        ("gpt2", "sft", {}, {}),
+        ("llama", "sft", {"label_smoothing": 0.2}, {"label_smoothing_factor": 0.2}),
+        ("llama", "dft", {}, {"loss_type": "dft"}),
+    ],
+)
 def test_sft(
     architecture: str,
+    name: str,
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
     tiny_directory: Any,
     network: Any,
     step: Any,
@@ -70,7 +81,7 @@ def test_sft(
     directory = tiny_directory(architecture)
     trainer = trl.SFTTrainer(
         plain(directory),
-        trl.SFTConfig(**settings(tmp_path)),
+        trl.SFTConfig(**settings(tmp_path), **theirs),
         train_dataset=datasets.Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in ROWS]),
         processing_class=tokenizer(directory),
     )
@@ -78,9 +89,9 @@ def test_sft(
     policy = network(architecture)
     trees = [Renderer(policy).tree(Demonstration(row["prompt"], row["chosen"])) for row in ROWS]
     for tokens in (4096, 30):
-        metrics, ours = step(policy, trees, bound("sft"), tokens=tokens)
+        metrics, found = step(policy, trees, bound(name, **ours), tokens=tokens)
         assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
-        assert_close_gradients(ours, gradients)
+        assert_close_gradients(found, gradients)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,20 @@ from accord.models.tiny import save_tiny
 from accord.train import TrainConfig, bind_loss, recipe, resolve
 from accord.train.loop import batch_indices, total_steps
 
+RECIPES = {path.name.removesuffix(".toml") for path in resources.files("accord.train").joinpath("recipes").iterdir()}
+OTHER = {"reward": "bradley_terry", "reward_ratings": "regression", "mpo": "mixture"}
+"""Recipes that are not named after their loss."""
 
-@pytest.mark.parametrize(("name", "loss"), [("sft", "sft"), ("reward", "bradley_terry"), ("dpo", "dpo")])
-def test_recipes_parse_and_say_what_they_are(name: str, loss: str) -> None:
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_parse_and_say_what_they_are(name: str) -> None:
+    """What a recipe sets of its loss is what the loss gets; a recipe is named after its loss, or listed."""
     config = resolve(name)
-    assert config.loss["name"] == loss
+    assert config.loss["name"] == OTHER.get(name, name)
     assert TrainConfig.build(recipe(name)) == config
-    assert bind_loss(config).config.model_dump() == {k: v for k, v in config.loss.items() if k != "name"} | (
-        {"label_smoothing": 0.0} if loss == "dpo" else {}
-    )
+    assert bind_loss(config).config.model_dump(exclude_unset=True) == {
+        key: value for key, value in config.loss.items() if key != "name"
+    }
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

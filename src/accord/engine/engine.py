@@ -11,8 +11,9 @@ of the step's in passes of their own without gradients, and never meet the backw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -23,19 +24,24 @@ from pydantic import Field
 from torch import Tensor
 
 from accord.config import Config
+from accord.engine.distributed import active, compute_device, gather, rank, share, world_size
 from accord.engine.optimizer import OptimizerConfig, build_optimizer
 from accord.engine.precision import Precision, autocast, resolve_precision
+from accord.engine.sharding import ShardedNetwork, ShardingConfig, everywhere
 from accord.engine.views import VIEWS, Said, drift, join
-from accord.errors import AccordError
-from accord.losses.records import Loss
+from accord.errors import AccordError, ConfigError
+from accord.losses.records import BoundLoss
 from accord.models.controls import control_tree
-from accord.models.network import Network, Outputs
+from accord.models.network import Network, whole
 from accord.models.packing import MicroBatch, pack
 from accord.models.trees import Tree
 
-__all__ = ["BoundLoss", "Engine", "EngineConfig"]
+__all__ = ["Engine", "EngineConfig"]
 
 Passes = Literal["auto", "one", "two"]
+
+_LARGE = 1 << 24
+"""Gradients of this many numbers (64 MB) keep their memory: among activations such a gap is hard to find again."""
 
 
 class EngineConfig(Config):
@@ -47,14 +53,8 @@ class EngineConfig(Config):
     """Precision of matrix products: bfloat16 where the hardware has it, float32 elsewhere."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute activations again in the backward pass. `auto`: only if they would not fit into half the free memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundLoss:
-    """A loss with its settings."""
-
-    loss: Loss
-    config: Config
+    sharding: ShardingConfig | None = None
+    """How many processes share the model (default: `strategy = "full"`)."""
 
 
 class Engine:
@@ -62,8 +62,14 @@ class Engine:
 
     def __init__(self, network: Network, config: EngineConfig, optimizer: OptimizerConfig | None = None) -> None:
         self.network, self.config = network, config
-        self.device = network.device
+        self.device = compute_device() if active() else network.device
         self.dtype = resolve_precision(config.precision, self.device)
+        self.sharded: ShardedNetwork | None = None
+        if active():
+            self.sharded = ShardedNetwork(network, config.sharding or ShardingConfig(), self.device, self.dtype)
+        elif config.sharding:
+            fix = "Add --processes N (1 is enough), or leave these settings out."
+            raise ConfigError("There are no processes to share the model.", where="[engine.sharding]", fix=fix)
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(network.trainable(), optimizer) if optimizer else None
         network.model.train(optimizer is not None)
@@ -77,7 +83,8 @@ class Engine:
         Returns:
             For each tree and branch: log-probabilities [L] (zero where no loss is carried), or the score [1].
         """
-        said = self._say(self._pack(trees))
+        with self._evaluating():
+            said = self._everywhere(self._say(self._pack(trees)))
         answers: list[list[npt.NDArray[np.float32]]] = [
             [np.zeros(len(branch.tokens_L), np.float32) for branch in tree.branches] for tree in trees
         ]
@@ -100,9 +107,10 @@ class Engine:
             AccordError: the loss is not a finite number; the message names the rows.
         """
         batches = self._pack(trees)
-        whole = all(len(part.branches) == len(trees[part.tree].branches) for b in batches for part in b.parts)
         view = VIEWS[bound.loss.inputs]
-        coupled = (bound.loss.couples_rows and len(batches) > 1) or (view.couples_branches and not whole)
+        cut = any(len(part.branches) < len(trees[part.tree].branches) for b in batches for part in b.parts)
+        coupled = bound.loss.couples_rows and (len(batches) > 1 or world_size() > 1)
+        coupled = coupled or (view.couples_branches and any(gather(cut)))
         two = passes == "two" or (passes == "auto" and coupled)
         denominator = sum(view.weight(tree) for tree in trees)
         if denominator == 0:
@@ -113,28 +121,38 @@ class Engine:
             self._two_passes(trees, batches, bound, denominator, totals, control)
         else:
             for batch in batches:
-                said = replace(self._say([batch]), control=control)
+                said = replace(self._say([batch], bound.loss.statistics), control=control)
                 self._loss(trees, said, bound, denominator, totals).backward()
-        means = zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)
-        metrics = {name: total / weight for name, (total, weight) in means if weight > 0}
-        if bound.loss.derive is not None:
-            metrics |= bound.loss.derive(metrics)
-        if not np.isfinite(metrics["loss"]):
-            raise AccordError(f"The loss is {metrics['loss']}.", where=_places(trees), fix=_CHECK)
-        return metrics
+        return self._means(trees, bound, totals)
+
+    @torch.no_grad()
+    def evaluate(self, trees: Sequence[Tree], bound: BoundLoss) -> dict[str, float]:
+        """Loss and metrics as `forward_backward` returns them, without gradients and without dropout."""
+        view, totals = VIEWS[bound.loss.inputs], dict[str, Tensor]()
+        denominator = sum(view.weight(tree) for tree in trees)
+        if denominator == 0:
+            raise AccordError("There is nothing to evaluate.", where=_places(trees), fix=_CHECK)
+        with self._evaluating():
+            control = self._control(trees) if view.controls else None
+            said = self._everywhere(self._say(self._pack(trees), bound.loss.statistics))
+        self._loss(trees, replace(said, control=control), bound, denominator, totals)
+        self._count_once(totals)
+        return self._means(trees, bound, totals)
 
     def optim_step(self, learning_rate: float) -> float:
         """Clip, step, clear. Returns the norm of the gradient before clipping."""
         if self.optimizer is None or self.optimizer_config is None:
             raise ValueError("This engine was built without an optimiser.")
         parameters = self.network.trainable()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer_config.gradient_clip, foreach=True)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.optimizer_config.gradient_clip, foreach=True))
         if not torch.isfinite(norm):
             raise AccordError(f"The gradient's norm is {norm.item()}.", fix="Lower optimizer.learning_rate.")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.zero_() if parameter.numel() >= _LARGE else None
         return float(norm)
 
     def _two_passes(
@@ -147,18 +165,21 @@ class Engine:
         control: Tensor | None,
     ) -> None:
         with torch.no_grad():
-            said = self._say(batches)
-        leaves = Outputs(*(v if v is None else v.detach().requires_grad_() for v in _fields(said.outputs)))
-        said = replace(said, outputs=leaves, control=control)
-        self._loss(trees, said, bound, denominator, totals).backward()
-        start = [0, 0]
+            said = self._say(batches, bound.loss.statistics)
+        leaves = said.outputs.leaves()
+        said = replace(said, outputs=leaves)
+        if bound.loss.couples_rows:
+            said = self._everywhere(said)
+        self._loss(trees, replace(said, control=control), bound, denominator, totals).backward()
+        if bound.loss.couples_rows:
+            self._count_once(totals)
+        gradients = {name: leaf.grad for name, leaf in leaves.tensors().items() if leaf.grad is not None}
         for batch in batches:
-            outputs = _fields(self._say([batch]).outputs)
-            for index, (values, leaf) in enumerate(zip(outputs, _fields(leaves), strict=True)):
-                if values is not None and leaf is not None and leaf.grad is not None:
-                    stop = start[index] + len(values)
-                    values.backward(leaf.grad[start[index] : stop])
-                    start[index] = stop
+            outputs = self._say([batch], bound.loss.statistics & gradients.keys()).outputs.tensors()
+            values = [outputs[name] for name in gradients]
+            parts = [gradients[name][: len(outputs[name])] for name in gradients]
+            torch.autograd.backward(values, parts)
+            gradients = {name: gradient[len(outputs[name]) :] for name, gradient in gradients.items()}
 
     def _loss(
         self,
@@ -172,6 +193,8 @@ class Engine:
 
         Adds to `totals` each metric's weighted sum and the weight of the rows that it speaks of.
         """
+        if not said.owner_C:  # idle: nothing is learned, but the backward pass runs through the whole network
+            return torch.stack([values.sum() for values in said.outputs.tensors().values()]).sum()
         record = VIEWS[bound.loss.inputs].build(trees, said)
         output = bound.loss.function(record, bound.config)
         loss = (record.weight * output.loss).sum() / denominator
@@ -182,19 +205,58 @@ class Engine:
             _add(totals, name, total, (record.weight * rows).sum())
         return loss
 
+    @staticmethod
+    def _means(trees: Sequence[Tree], bound: BoundLoss, totals: dict[str, Tensor]) -> dict[str, float]:
+        numbers = torch.stack(list(totals.values())).tolist() if totals else []
+        sums: dict[str, tuple[float, float]] = {}
+        for own in gather(dict(zip(totals, numbers, strict=True))):
+            for name, (total, weight) in own.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = before[0] + total, before[1] + weight
+        metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+        if bound.loss.derive is not None:
+            metrics |= bound.loss.derive(metrics)
+        if not np.isfinite(metrics["loss"]):
+            raise AccordError(f"The loss is {metrics['loss']}.", where=_places(trees), fix=_CHECK)
+        return metrics
+
     @torch.no_grad()
     def _control(self, trees: Sequence[Tree]) -> Tensor:
         """How far the policy has moved from the reference on the control branches of the whole step."""
         controls = [control_tree(tree) for tree in trees]
-        return drift(controls, self._say(self._pack(controls)))
+        return drift(controls, self._everywhere(self._say(self._pack(controls))))
 
-    def _say(self, batches: Sequence[MicroBatch]) -> Said:
+    def _say(self, batches: Sequence[MicroBatch], statistics: frozenset[str] = frozenset()) -> Said:
         with autocast(self.device, self.dtype):
-            return join(batches, [self.network(batch) for batch in batches])
+            return join(batches, [(self.sharded or self.network)(batch, statistics) for batch in batches])
+
+    def _everywhere(self, said: Said) -> Said:
+        return everywhere(said) if self.sharded else said
+
+    @staticmethod
+    def _count_once(totals: dict[str, Tensor]) -> None:
+        """What every rank has computed for all of them is counted on rank 0."""
+        if rank() > 0:
+            totals.clear()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.network.model.training
+        self.network.model.eval()
+        yield
+        self.network.model.train(training)
+        if self.sharded:
+            self.sharded.reshard()
 
     def _pack(self, trees: Sequence[Tree]) -> list[MicroBatch]:
-        batches = pack(trees, self.config.micro_batch_tokens, branching=self.network.branching)
-        return [batch.to(self.device) for batch in batches] if self.device.type != "cpu" else batches
+        """This rank's share of the trees, in as many micro-batches as the other ranks have."""
+        mine = share([len(tree) for tree in trees], world_size())[rank()] if self.sharded else None
+        batches = pack(trees, self.config.micro_batch_tokens, branching=self.network.branching, indices=mine)
+        if self.device.type != "cpu":
+            batches = [batch.to(self.device) for batch in batches]
+        if self.sharded:
+            batches += [self.sharded.idle] * (max(gather(len(batches))) - len(batches))
+        return batches
 
     def _needs_checkpointing(self) -> bool:
         if self.config.activation_checkpointing != "auto":
@@ -205,7 +267,8 @@ class Engine:
         # What a layer keeps for backward, in bytes per token: measured on Llama shapes, half as much again in float32.
         per_layer = (48 * hidden + 16 * inner) * (1.0 if self.dtype == torch.bfloat16 else 1.5)
         wanted = self.config.micro_batch_tokens * config.num_hidden_layers * per_layer
-        weights = sum(p.numel() for p in self.network.trainable()) * 12  # gradient and two moments, float32
+        # Gradient and two moments, float32; each rank holds its share.
+        weights = sum(p.numel() for p in self.network.trainable()) * 12 / world_size()
         free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else psutil.virtual_memory().available
         return bool(wanted > 0.5 * max(0, free - weights))
 
@@ -221,7 +284,3 @@ def _places(trees: Sequence[Tree]) -> str:
 def _add(totals: dict[str, Tensor], name: str, total: Tensor, weight: Tensor) -> None:
     both = torch.stack([total.float(), weight.float()])
     totals[name] = totals[name] + both if name in totals else both
-
-
-def _fields(outputs: Outputs) -> tuple[Tensor | None, Tensor | None]:
-    return outputs.logprobs_N, outputs.scores_C

@@ -10,16 +10,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from accord.data.usable import Kind
-from accord.losses.records import ControlledLogprobs, LabelledLogprobs, PairScores, PreferenceLogprobs, TokenLogprobs
+from accord.losses.records import (
+    ControlledLogprobs,
+    LabelledLogprobs,
+    PairLogprobs,
+    PairScores,
+    PreferenceLogprobs,
+    RatingScores,
+    TokenLogprobs,
+)
 from accord.models.network import Network, Outputs, Policy, RewardModel
 from accord.models.packing import MicroBatch
 from accord.models.trees import Tree
 
-__all__ = ["VIEWS", "Said", "View", "drift", "join"]
+__all__ = ["VIEWS", "Said", "View", "drift", "join", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class Said:
 class View:
     """How to build one kind of record, and how much weight a tree has in it."""
 
-    build: Callable[[Sequence[Tree], Said], TokenLogprobs | PreferenceLogprobs | LabelledLogprobs | PairScores]
+    build: Callable[[Sequence[Tree], Said], TokenLogprobs | PairLogprobs | LabelledLogprobs | PairScores | RatingScores]
     weight: Callable[[Tree], float]
     couples_branches: bool
     """Whether a row of the record needs several branches of a tree."""
@@ -60,33 +69,89 @@ class View:
 
 def join(batches: Sequence[MicroBatch], outputs: Sequence[Outputs]) -> Said:
     """What the network said of several micro-batches, as one."""
+    owners = [tuple((part.tree, k) for part in batch.parts for k in part.branches) for batch in batches]
+    return merge([Said(o, batch.branch_N, said) for o, batch, said in zip(owners, batches, outputs, strict=True)])
+
+
+def merge(parts: Sequence[Said]) -> Said:
+    """Several parts as one, in their order."""
     owners: list[tuple[int, int]] = []
     branches: list[Tensor] = []
-    for batch in batches:
-        branches.append(batch.branch_N + len(owners))
-        owners += [(part.tree, k) for part in batch.parts for k in part.branches]
-    logprobs = [o.logprobs_N for o in outputs if o.logprobs_N is not None]
-    scores = [o.scores_C for o in outputs if o.scores_C is not None]
-    joined = Outputs(torch.cat(logprobs) if logprobs else None, torch.cat(scores) if scores else None)
-    return Said(tuple(owners), torch.cat(branches), joined)
+    for part in parts:
+        branches.append(part.branch_N + len(owners))
+        owners += part.owner_C
+    named = [part.outputs.tensors() for part in parts]
+    outputs = Outputs.of({name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
+    return Said(tuple(owners), torch.cat(branches), outputs)
 
 
 def _tokens(trees: Sequence[Tree], said: Said) -> TokenLogprobs:  # noqa: ARG001
     logprobs_N = _present(said.outputs.logprobs_N)
-    return TokenLogprobs(logprobs_N, torch.ones_like(logprobs_N))
+    return TokenLogprobs(logprobs_N, torch.ones_like(logprobs_N), said.outputs.statistics.get("mean_logprob"))
 
 
 def _token_weight(tree: Tree) -> float:
-    unpredicted = sum(bool(b.loss_mask_L[0]) for b in tree.branches) if len(tree.prompt_P) == 0 else 0
-    return float(sum(int(branch.loss_mask_L.sum()) for branch in tree.branches) - unpredicted)
+    return float(sum(int(_predicted(tree, k).sum()) for k in range(len(tree.branches))))
+
+
+def _pair_logprobs(trees: Sequence[Tree], said: Said) -> PairLogprobs:
+    policy_C = said.completion_sums(_present(said.outputs.logprobs_N))
+    # At least one, so that a mean over no token is zero.
+    lengths = [max(1, int(_predicted(trees[tree], k).sum())) for tree, k in said.owner_C]
+    length_C = torch.tensor(lengths, dtype=policy_C.dtype, device=policy_C.device)
+    better_B, worse_B, weight_B, _ = _pairs(trees, said, policy_C)
+    return PairLogprobs(
+        chosen_B=policy_C[better_B],
+        rejected_B=policy_C[worse_B],
+        chosen_length_B=length_C[better_B],
+        rejected_length_B=length_C[worse_B],
+        weight_B=weight_B,
+    )
 
 
 def _preferences(trees: Sequence[Tree], said: Said) -> PreferenceLogprobs:
-    policy_C, reference_C = _policy_and_reference(trees, said)
-    better_B, worse_B, weight_B, _ = _pairs(trees, said, policy_C)
+    policy = _pair_logprobs(trees, said)
+    _, reference_C = _policy_and_reference(trees, said)
+    better_B, worse_B, _, _ = _pairs(trees, said, torch.empty(0))
+    squares_N = said.outputs.statistics.get("log_sum_squares")
+    squares_C = said.completion_sums(squares_N) if squares_N is not None else None
     return PreferenceLogprobs(
-        policy_C[better_B], policy_C[worse_B], reference_C[better_B], reference_C[worse_B], weight_B
+        chosen_B=policy.chosen_B,
+        rejected_B=policy.rejected_B,
+        chosen_length_B=policy.chosen_length_B,
+        rejected_length_B=policy.rejected_length_B,
+        weight_B=policy.weight_B,
+        ref_chosen_B=reference_C[better_B],
+        ref_rejected_B=reference_C[worse_B],
+        chosen_tail_B=_tails(trees, said, better_B, worse_B),
+        rejected_tail_B=_tails(trees, said, worse_B, better_B),
+        chosen_log_sum_squares_B=None if squares_C is None else squares_C[better_B],
+        rejected_log_sum_squares_B=None if squares_C is None else squares_C[worse_B],
     )
+
+
+def _predicted(tree: Tree, branch: int) -> npt.NDArray[np.bool_]:
+    """Which tokens of a branch carry loss; without a prompt, nothing predicts the first one."""
+    mask_L = tree.branches[branch].loss_mask_L.copy()
+    mask_L[0] &= len(tree.prompt_P) > 0
+    return mask_L
+
+
+def _tails(trees: Sequence[Tree], said: Said, mine_B: Tensor, other_B: Tensor) -> Tensor:
+    """Of each pair's `mine`, the log-ratio of policy to reference in tokens beyond the length of `other`: [B]."""
+    logprobs_N = _present(said.outputs.logprobs_N)
+    reference = [_reference(trees[tree], k)[_predicted(trees[tree], k)] for tree, k in said.owner_C]
+    ratio_N = logprobs_N - torch.from_numpy(np.concatenate(reference)).to(logprobs_N)
+    length_C = [len(values) for values in reference]
+    end_C = np.cumsum(length_C)
+    tokens: list[int] = []
+    pairs: list[int] = []
+    for pair, (mine, other) in enumerate(zip(mine_B.tolist(), other_B.tolist(), strict=True)):
+        beyond = range(end_C[mine] - max(0, length_C[mine] - length_C[other]), end_C[mine])
+        tokens += beyond
+        pairs += [pair] * len(beyond)
+    rows = torch.tensor([pairs, tokens], dtype=torch.long, device=ratio_N.device)
+    return ratio_N.new_zeros(len(mine_B)).index_add(0, rows[0], ratio_N[rows[1]])
 
 
 def _labelled(trees: Sequence[Tree], said: Said) -> LabelledLogprobs:
@@ -113,14 +178,33 @@ def drift(trees: Sequence[Tree], said: Said) -> Tensor:
 def _policy_and_reference(trees: Sequence[Tree], said: Said) -> tuple[Tensor, Tensor]:
     """Log-probability of every completion under the policy and under the reference: [C] twice."""
     policy_C = said.completion_sums(_present(said.outputs.logprobs_N))
-    reference = [_reference_sum(trees[tree], k) for tree, k in said.owner_C]
+    reference = [float(np.sum(_reference(trees[tree], k), dtype=np.float64)) for tree, k in said.owner_C]
     return policy_C, torch.tensor(reference, dtype=policy_C.dtype, device=policy_C.device)
 
 
 def _pair_scores(trees: Sequence[Tree], said: Said) -> PairScores:
     scores_C = _present(said.outputs.scores_C)
     better_B, worse_B, weight_B, margin_B = _pairs(trees, said, scores_C)
-    return PairScores(scores_C[better_B], scores_C[worse_B], margin_B, weight_B)
+    owners = [said.owner_C[index][0] for index in better_B.tolist()]
+    probability_B = torch.tensor([trees[tree].probability for tree in owners]).to(scores_C)
+    return PairScores(scores_C[better_B], scores_C[worse_B], margin_B, probability_B, weight_B)
+
+
+def _rating_scores(trees: Sequence[Tree], said: Said) -> RatingScores:
+    scores_CA = _present(said.outputs.statistics.get("ratings"))
+    rows = [
+        (completion, attribute, rating)
+        for completion, (tree, k) in enumerate(said.owner_C)
+        for attribute, rating in enumerate(trees[tree].ratings[k])
+        if rating is not None
+    ]
+    completion_R, attribute_R, ratings = zip(*rows, strict=True) if rows else ((), (), ())
+    targets_R = torch.tensor(ratings).to(scores_CA)
+    return RatingScores(scores_CA[list(completion_R), list(attribute_R)], targets_R, torch.ones_like(targets_R))
+
+
+def _rating_weight(tree: Tree) -> float:
+    return float(sum(rating is not None for ratings in tree.ratings for rating in ratings))
 
 
 def _pairs(trees: Sequence[Tree], said: Said, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -143,11 +227,11 @@ def _pair_weight(tree: Tree) -> float:
     return 1.0 if tree.pairs else 0.0
 
 
-def _reference_sum(tree: Tree, branch: int) -> float:
+def _reference(tree: Tree, branch: int) -> npt.NDArray[np.float32]:
     reference_L = tree.branches[branch].reference_L
     if reference_L is None:
         raise ValueError("This loss needs reference log-probabilities: see accord.engine.reference.")
-    return float(np.sum(reference_L, dtype=np.float64))
+    return reference_L
 
 
 def _present(values: Tensor | None) -> Tensor:
@@ -158,6 +242,7 @@ def _present(values: Tensor | None) -> Tensor:
 
 VIEWS: dict[type, View] = {
     TokenLogprobs: View(_tokens, _token_weight, couples_branches=False, kind="demonstrations", network=Policy),
+    PairLogprobs: View(_pair_logprobs, _pair_weight, couples_branches=True, kind="preferences", network=Policy),
     PreferenceLogprobs: View(
         _preferences, _pair_weight, couples_branches=True, kind="preferences", network=Policy, reference=True
     ),
@@ -167,5 +252,6 @@ VIEWS: dict[type, View] = {
     ControlledLogprobs: View(
         _controlled, _label_weight, couples_branches=False, kind="labels", network=Policy, reference=True, controls=True
     ),
+    RatingScores: View(_rating_scores, _rating_weight, couples_branches=False, kind="ratings", network=RewardModel),
     PairScores: View(_pair_scores, _pair_weight, couples_branches=True, kind="preferences", network=RewardModel),
 }

@@ -22,9 +22,14 @@ class BradleyTerryConfig(Config):
 
 
 def bradley_terry(inputs: PairScores, config: BradleyTerryConfig) -> LossOutput:
-    """−log σ(r_chosen − r_rejected − margin) + centre · (r_chosen + r_rejected)²."""
+    """−q·log σ(Δ − m) − (1 − q)·log σ(m − Δ) + centre · (r_chosen + r_rejected)², Δ = r_chosen − r_rejected.
+
+    m is the margin, q the probability that chosen is better: 1 unless the data says otherwise.
+    """
     difference_B = inputs.chosen_B - inputs.rejected_B
-    loss_B = -F.logsigmoid(difference_B - inputs.margin_B)
+    excess_B, q_B = difference_B - inputs.margin_B, inputs.probability_B
+    # −log σ(−x) = x − log σ(x), so both terms need one log σ.
+    loss_B = (1 - q_B) * excess_B - F.logsigmoid(excess_B)
     if config.centre:
         loss_B = loss_B + config.centre * (inputs.chosen_B + inputs.rejected_B) ** 2
     metrics = {

@@ -2,6 +2,9 @@
 
 N = tokens that carry loss, B = pairs or labelled completions. Log-probabilities are in nats and float32. A pair's
 weight is 1 over the pairs of its prompt, so every prompt counts once however many completions it has.
+
+A loss that needs more of the head than the log-probability of the target names it (`Loss.statistics`), and finds it in
+its record, else None: `log_sum_squares`, log Σ_v p(v)² over the vocabulary, and `mean_logprob`, the mean of log p(v).
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from accord.registry import Registry
 
 __all__ = [
     "LOSSES",
+    "BoundLoss",
     "ControlledLogprobs",
     "LabelledLogprobs",
     "Loss",
     "LossOutput",
+    "PairLogprobs",
     "PairScores",
     "PreferenceLogprobs",
+    "RatingScores",
     "TokenLogprobs",
 ]
 
@@ -36,28 +42,45 @@ class TokenLogprobs:
 
     logprobs_N: Tensor
     weight_N: Tensor
+    mean_logprob_N: Tensor | None = None
+    """Mean of log p(v) over the vocabulary, where the loss asks for it."""
 
     @property
     def weight(self) -> Tensor:
         return self.weight_N
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceLogprobs:
-    """Log-probabilities of chosen and rejected completions, summed over their tokens, of policy and reference.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLogprobs:
+    """Chosen and rejected completions as the policy alone sees them: log-probabilities summed over their tokens.
 
-    Example: ``PreferenceLogprobs(*(torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.0)), torch.ones(1))``
+    Example: ``PairLogprobs(chosen_B=…, rejected_B=…, chosen_length_B=…, rejected_length_B=…, weight_B=…)``
     """
 
     chosen_B: Tensor
     rejected_B: Tensor
-    ref_chosen_B: Tensor
-    ref_rejected_B: Tensor
+    chosen_length_B: Tensor
+    """Tokens that carry loss."""
+    rejected_length_B: Tensor
     weight_B: Tensor
 
     @property
     def weight(self) -> Tensor:
         return self.weight_B
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceLogprobs(PairLogprobs):
+    """The same, and what the reference model says of them."""
+
+    ref_chosen_B: Tensor
+    ref_rejected_B: Tensor
+    chosen_tail_B: Tensor
+    """The part of chosen_B − ref_chosen_B that lies in tokens beyond the length of the shorter completion."""
+    rejected_tail_B: Tensor
+    chosen_log_sum_squares_B: Tensor | None = None
+    """log Σ_v p(v)², summed over tokens, without gradient, where the loss asks for it."""
+    rejected_log_sum_squares_B: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +114,36 @@ class ControlledLogprobs(LabelledLogprobs):
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """Scores of the better and the worse completion of a pair, and by how much the better should win.
+    """Scores of a pair's completions, by how much the chosen one should win, and how probable it is that it is better.
 
-    Example: ``PairScores(torch.tensor([1.2]), torch.tensor([0.4]), torch.zeros(1), torch.ones(1))``
+    Example: ``PairScores(torch.tensor([1.2]), torch.tensor([0.4]), torch.zeros(1), torch.ones(1), torch.ones(1))``
     """
 
     chosen_B: Tensor
     rejected_B: Tensor
     margin_B: Tensor
+    probability_B: Tensor
     weight_B: Tensor
 
     @property
     def weight(self) -> Tensor:
         return self.weight_B
+
+
+@dataclass(frozen=True, slots=True)
+class RatingScores:
+    """Predicted and given ratings, one row for every rating that the data has, in standard deviations of its attribute.
+
+    Example: ``RatingScores(torch.tensor([0.3]), torch.tensor([-0.8]), torch.ones(1))``
+    """
+
+    scores_R: Tensor
+    targets_R: Tensor
+    weight_R: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        return self.weight_R
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +163,32 @@ class Loss:
 
     function: Callable[[Any, Any], LossOutput]
     config: type[Config]
-    inputs: type[TokenLogprobs] | type[PreferenceLogprobs] | type[LabelledLogprobs] | type[PairScores]
+    inputs: type[TokenLogprobs] | type[PairLogprobs] | type[LabelledLogprobs] | type[PairScores] | type[RatingScores]
     couples_rows: bool = False
     """Whether the loss of a row depends on other prompts' rows: then all of a step's rows are computed first."""
     derive: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Further metrics from the means of a step, for what is no mean over rows."""
+    statistics: frozenset[str] = frozenset()
+    """What the record must hold beyond log-probabilities."""
+    specialise: Callable[[Any], Loss] | None = None
+    """The row under given settings, for a loss whose settings change what it reads."""
+
+    def bind(self, settings: Mapping[str, Any], where: str = "[loss]") -> BoundLoss:
+        """The loss under checked settings.
+
+        Raises:
+            ConfigError: a setting is unknown, of the wrong type, out of range, or would have no effect.
+        """
+        config = self.config.build(settings, where)
+        return BoundLoss(self.specialise(config) if self.specialise else self, config)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundLoss:
+    """A loss with its settings."""
+
+    loss: Loss
+    config: Config
 
 
 LOSSES: Registry[Loss] = Registry("loss", "accord.losses")

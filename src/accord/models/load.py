@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import transformers
 from torch import nn
 
 from accord.errors import ModelError
+from accord.models import ensemble
 from accord.models.allocator import keep_memory
 from accord.models.attention import ATTENTION
+from accord.models.attributes import Attribute
 from accord.models.fuse import fuse
-from accord.models.network import HEADS, KEY, Network, Policy, RewardModel, RewardModelConfig
+from accord.models.network import HEADS, KEY, Network, Policy, Pooling, RewardModel, RewardModelConfig
 from accord.models.packing import pack
 from accord.models.starter import STARTER, starter_directory
 from accord.models.trees import Branch, Tree
@@ -57,22 +60,33 @@ def load_reward_model(
     name: str,
     settings: RewardModelConfig | None = None,
     *,
+    attributes: Sequence[Attribute] = (),
     chat_template: str | None = None,
     device: torch.device | None = None,
 ) -> RewardModel:
-    """Load a sequence classifier with one output; a language model gets a new, zero-initialised score head.
+    """Load a sequence classifier; a language model gets a new, zero-initialised score head.
 
     Args:
         settings: how the score is read, and what is trained (default: as stored with the model; everything).
+        attributes: what a new head predicts, one output each (default: one output, the score).
 
     Raises:
-        ModelError: it cannot be found, is of a kind that has no score head, or was trained with another pooling.
+        ModelError: it cannot be found, is of a kind that has no score head, or was trained with another pooling or for
+            other attributes.
     """
+    if (Path(name) / ensemble.FILE).is_file():
+        if settings is not None:
+            fix = f"Give one of its members, e.g. {Path(name) / '1'}."
+            raise ModelError(
+                "This is an ensemble: it scores, but is not trained further.", where=f"--model {name}", fix=fix
+            )
+        return _load_ensemble(Path(name), chat_template, device)
     settings = settings or RewardModelConfig()
     path, pooling = _resolve(name), settings.pooling
-    stored = _stored(path).get("pooling", "last")
+    kept = _stored(path)
+    stored, known = kept.get("pooling", "last"), kept.get("attributes", {})
     auto = _MeanPooled if (pooling or stored) == "mean" else transformers.AutoModelForSequenceClassification
-    model = _load(auto, name, path, num_labels=1)
+    model = _load(auto, name, path, num_labels=len(known or attributes) or 1)
     tokenizer = _tokenizer(name, path, chat_template)
     if _head(model) is None:
         raise ModelError(
@@ -81,6 +95,11 @@ def load_reward_model(
     if _is_classifier(model) and pooling not in (None, stored):
         what = f"This reward model reads its scores from {_POOLINGS[stored]}, not from {_POOLINGS[pooling]}."
         raise ModelError(what, where=f"--model {name}", fix="Leave pooling out, or start from a language model.")
+    if _is_classifier(model) and attributes and [attribute.name for attribute in attributes] != list(known):
+        what = f"This reward model predicts {', '.join(known) or 'one score'}, not the ratings of this data."
+        fix = "Name its attributes with reward_model.attributes, or start from a language model."
+        raise ModelError(what, where=f"--model {name}", fix=fix)
+    _describe(model, "mean" if auto is _MeanPooled else "last", known or _numbers(attributes))
     model.config.pad_token_id = tokenizer.pad_token_id
     network: RewardModel = _finish(RewardModel, model, tokenizer, device)
     network.freeze(settings.frozen_layers)
@@ -91,6 +110,17 @@ def load_reward_model(
 def load_tokenizer(name: str, *, chat_template: str | None = None) -> Any:
     """The tokenizer alone, with a padding token that is not a stop token."""
     return _tokenizer(name, _resolve(name), chat_template)
+
+
+def _load_ensemble(path: Path, chat_template: str | None, device: torch.device | None) -> RewardModel:
+    try:
+        stored = json.loads((path / ensemble.FILE).read_text(encoding="utf-8"))
+        members, penalty = [str(name) for name in stored["members"]], float(stored["penalty"])
+    except (OSError, ValueError, KeyError, TypeError):
+        fix = "Train it again with reward_model.members."
+        raise ModelError(f"{ensemble.FILE} cannot be read.", where=str(path), fix=fix) from None
+    loaded = [load_reward_model(str(path / name), chat_template=chat_template, device=device) for name in members]
+    return ensemble.RewardEnsemble(loaded, penalty)
 
 
 _POOLINGS = {"last": "the last token", "mean": "the mean over tokens"}
@@ -111,10 +141,24 @@ class _MeanPooled:
             if hasattr(model, HEADS["last"]):
                 setattr(model, HEADS["mean"], getattr(model, HEADS["last"]))
                 delattr(model, HEADS["last"])
-            setattr(config, KEY, {"pooling": "mean"})
 
         kind: Any = type(f"MeanPooled{base.__name__}", (base,), {"__init__": initialise, "__module__": __name__})
         return kind.from_pretrained(path, **options)
+
+
+def _describe(model: Any, pooling: Pooling, attributes: Mapping[str, Mapping[str, float]]) -> None:
+    """Keep in the model's configuration what a plain sequence classifier with one output does not have."""
+    kept: dict[str, Any] = {"pooling": pooling} if pooling != "last" else {}
+    if attributes:
+        kept["attributes"] = {name: dict(numbers) for name, numbers in attributes.items()}
+        model.config.id2label = dict(enumerate(attributes))
+        model.config.label2id = {name: index for index, name in enumerate(attributes)}
+    if kept:
+        setattr(model.config, KEY, kept)
+
+
+def _numbers(attributes: Sequence[Attribute]) -> dict[str, dict[str, float]]:
+    return {each.name: {"mean": each.mean, "std": each.std, "weight": each.weight} for each in attributes}
 
 
 def _head(model: Any) -> nn.Module | None:

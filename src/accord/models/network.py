@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from accord.config import Config
 from accord.errors import ConfigError
 from accord.files import atomic_directory, write_text
+from accord.models.attributes import Attribute
 from accord.models.logprobs import CONSTANT_STATISTICS, Head, token_logprobs
 from accord.models.packing import MicroBatch
 
-__all__ = ["HEADS", "KEY", "Network", "Outputs", "Policy", "Pooling", "RewardModel", "RewardModelConfig"]
+__all__ = ["HEADS", "KEY", "Network", "Outputs", "Policy", "Pooling", "RewardModel", "RewardModelConfig", "whole"]
 
 Pooling = Literal["last", "mean"]
 """What a score is read from: the last token of the completion, or the mean over the tokens of the completion."""
@@ -49,6 +50,12 @@ class Outputs:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """What else a loss asked for, per loss token [N], by name (`accord.models.logprobs.token_logprobs`)."""
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Outputs:
+        """The inverse of `tensors`."""
+        statistics = {name: values for name, values in tensors.items() if name not in ("logprobs", "scores")}
+        return cls(tensors.get("logprobs"), tensors.get("scores"), statistics)
+
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name."""
         named = {"logprobs": self.logprobs_N, "scores": self.scores_C, **self.statistics}
@@ -60,7 +67,13 @@ class Outputs:
             name: values.detach().requires_grad_(name not in CONSTANT_STATISTICS)
             for name, values in self.tensors().items()
         }
-        return Outputs(new.pop("logprobs", None), new.pop("scores", None), new)
+        return Outputs.of(new)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered if it is sharded; then all ranks must call this."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
 
 
 class Network(ABC):
@@ -121,13 +134,31 @@ class Network(ABC):
         weights = {name.replace(".base_layer", ""): tensor for name, tensor in self.model.state_dict().items()}
         for name in sorted(name for name in weights if "lora_" not in name):
             state.update(name.encode())
-            state.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            tensor = whole(weights[name].detach())
+            state.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         return state.hexdigest()
 
-    def save(self, directory: Path) -> None:
-        """Write the model (or its adapter) and the tokenizer in Hugging Face format, atomically."""
+    def state(self) -> dict[str, Tensor]:
+        """What `save` writes, by name: whole tensors in the host's memory. Where weights are sharded, all ranks call it."""
+        module = self.adapter or self.model
+        names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        kept: dict[int, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if self.adapter is None or name in names:
+                if id(tensor) not in kept:  # tied weights stay one
+                    kept[id(tensor)] = whole(tensor.detach()).cpu()
+                state[name] = kept[id(tensor)]
+        return state
+
+    def save(self, directory: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the model (or its adapter) and the tokenizer in Hugging Face format, atomically.
+
+        Args:
+            state: the weights, where the model itself does not hold them whole.
+        """
         with atomic_directory(directory) as temporary:
-            (self.adapter or self.model).save_pretrained(temporary)
+            (self.adapter or self.model).save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
             stored = getattr(self.model.config, KEY, None)
             if self.adapter is not None and stored is not None:
@@ -140,12 +171,18 @@ class RewardModelConfig(Config):
     """How a reward model reads a score, and what of it is trained."""
 
     pooling: Pooling | None = None
-    """What the score is read from: the completion's last token (`last`), or the mean over its tokens (`mean`). It is stored
-    with the model (default: as stored with a reward model; the last token for a new head)."""
+    """What the score is read from: the completion's last token (`last`), or the mean over its tokens (`mean`). It is
+    stored with the model (default: as stored with a reward model; the last token for a new head)."""
     frozen_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """So many of the lower layers are not trained, nor the embeddings below them; `all`: the head alone is trained."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """The share of the pooled state that is zeroed at random in training."""
+    members: int = Field(1, ge=1)
+    """Train so many models on disjoint parts of the prompts; together they score as one."""
+    penalty: float = Field(0.0, ge=0)
+    """Standard deviations between the members that are taken from their mean score."""
+    attributes: dict[str, float] = Field(default_factory=dict)
+    """Ratings to learn, and the weight of each in the score (default: all that the data has, with equal weights)."""
 
 
 class Policy(Network):
@@ -167,15 +204,19 @@ class Policy(Network):
 
 
 class RewardModel(Network):
-    """A sequence classifier with one output: the score of a completion.
+    """A sequence classifier that scores completions: with one output, or with one for each attribute of ratings.
 
     Attributes:
+        attributes: what the outputs predict, in standard deviations; the score is their weighted sum. Stored with the
+            model; empty for a model with one output, which is the score.
         dropout: the share of the pooled state that is zeroed at random in training.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, branching: bool = True) -> None:
         super().__init__(model, tokenizer, branching=branching)
         self.dropout = 0.0
+        stored: dict[str, dict[str, float]] = getattr(model.config, KEY, {}).get("attributes", {})
+        self.attributes = tuple(Attribute(name, **numbers) for name, numbers in stored.items())
 
     @property
     def pooling(self) -> Pooling:
@@ -203,19 +244,21 @@ class RewardModel(Network):
                 fix = f'Set it to at most {depth}, or to "all".'
                 raise ConfigError(f"The model has {depth} layers.", where=f"frozen_layers = {layers}", fix=fix)
             stack = next(m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-            embeddings = [module for module in body.modules() if isinstance(module, nn.Embedding)]
-            for module in [*embeddings, *stack[:layers]]:
+            positions = [module for module in body.modules() if isinstance(module, nn.Embedding)]
+            for module in [self.model.get_input_embeddings(), *positions, *stack[:layers]]:
                 module.requires_grad_(False)
 
-    def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:  # noqa: ARG002
-        """Score of every completion; there is no distribution to take statistics of."""
+    def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:
+        """Score of every completion, and where `statistics` asks for "ratings", every attribute's: [C, A]."""
         hidden_TD = self.hidden(batch)
         pooled_CD = hidden_TD[batch.last_C].float() if self.pooling == "last" else _means(hidden_TD, batch)
         if self.dropout and self.model.training:
             pooled_CD = pooled_CD * _dropout(batch, self.dropout, pooled_CD)
         with torch.autocast(pooled_CD.device.type, enabled=False):
-            scores_C = self.head(pooled_CD)[:, 0]
-        return Outputs(scores_C=scores_C)
+            scores_CA = self.head(pooled_CD)
+            weights_A = scores_CA.new_tensor([attribute.weight for attribute in self.attributes] or [1.0])
+            scores_C = scores_CA @ weights_A
+        return Outputs(scores_C=scores_C, statistics={"ratings": scores_CA} if "ratings" in statistics else {})
 
 
 def _means(hidden_TD: Tensor, batch: MicroBatch) -> Tensor:

@@ -69,14 +69,21 @@ class MicroBatch:
         return replace(self, masks={}, **{name: getattr(self, name).to(device) for name in names})
 
 
-def pack(trees: Sequence[Tree], budget: int, *, branching: bool = True) -> list[MicroBatch]:
+def pack(
+    trees: Sequence[Tree], budget: int, *, branching: bool = True, indices: Sequence[int] | None = None
+) -> list[MicroBatch]:
     """Pack trees into micro-batches of at most `budget` unique tokens, first fit by falling size.
 
     A tree that is larger than the budget is cut into parts, each with the whole prompt and some branches; a single
     branch is never cut, so one that is too long stands alone. With `branching=False` (models whose attention cannot
-    branch) every part holds one branch and every micro-batch one part.
+    branch) every part holds one branch and every micro-batch one part. `indices` picks trees; parts name them by their place in
+    `trees`.
     """
-    parts = [part for index, tree in enumerate(trees) for part in _parts(index, tree, budget if branching else 0)]
+    parts = [
+        part
+        for index in (range(len(trees)) if indices is None else indices)
+        for part in _parts(index, trees[index], budget if branching else 0)
+    ]
     if not branching:
         return [pack_one([part], trees) for part in parts]
     sizes = {part: _size(part, trees) for part in parts}

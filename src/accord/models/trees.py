@@ -47,6 +47,10 @@ class Tree:
     margin: float = 0.0
     """How much better the best is than the worst, in units of reward, where the data says so."""
     source: Source | None = None
+    probability: float = 1.0
+    """How probable it is that the order of preference is right, where the data says so."""
+    ratings: tuple[tuple[float | None, ...], ...] = ()
+    """For every branch a standardised rating of each of the reward model's attributes, None where the data has none."""
     labels: tuple[bool, ...] = ()
     """A thumb up or down for every branch, where the data has labels instead of an order."""
     controls: tuple[Branch, ...] = ()
