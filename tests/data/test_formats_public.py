@@ -452,6 +452,14 @@ def test_messages_of_one_tree_are_read_together() -> None:
     assert "is not in the rows beside it" in problems[0].what
 
 
+def test_a_bottomless_tree_is_refused() -> None:
+    tree = node("0", "prompter", "Why?")
+    for k in range(1, 5000):
+        tree = node(str(k), ("prompter", "assistant")[k % 2], "x", tree)
+    with pytest.raises(RowError, match="nested too deeply"):
+        read_row({"tree_id": "q", "root": tree}, PLACE)
+
+
 def test_what_is_left_out_does_not_stop_training_and_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "trees.jsonl"
     rows = [{"tree_id": "q", "root": root} for root in (TREE, node("x", "prompter", "Hm?"))]

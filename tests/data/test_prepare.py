@@ -139,6 +139,17 @@ def test_convert_makes_only_what_is_asked_for(
     assert all(line["action"] == "dropped" and line["reasons"] for line in listed)
 
 
+def test_a_fault_counts_only_where_it_matters(tmp_path: Path) -> None:
+    """A row with a demonstration and a pair whose sides are equal is a good demonstration, but no preference."""
+    data = write(tmp_path / "in.jsonl", [{"instruction": "i", "output": "o", "chosen": "same", "rejected": "same"}])
+    convert(data, tmp_path / "sft.jsonl", "demonstrations")
+    (made,) = load(str(tmp_path / "sft.jsonl"), "demonstrations").records
+    assert made.completion == (Message("assistant", "o"),)
+    with pytest.raises(EmptyDataError):
+        convert(data, tmp_path / "pairs.jsonl", "preferences")
+    convert(data, tmp_path / "prompts.jsonl", "prompts")
+
+
 def test_convert_to_prompts_names_them_by_id_or_place(tmp_path: Path) -> None:
     data = write(tmp_path / "in.jsonl", [pair("q"), {"id": "n", "prompt": "n"}, {"id": "n", "prompt": "again"}])
     changes = convert(data, tmp_path / "out.jsonl", "prompts")

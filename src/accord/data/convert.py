@@ -39,8 +39,8 @@ def convert(spec: str, out: Path, to: Kind | None = None) -> Changes:
     changes = Changes()
     ids: set[str] = set()
     with new_file(out, changes) as file:
-        for source, row, records in good_rows(spec, changes):
-            made = _as_kind(records, to, row_id(row, source)) if to else records
+        for source, _, records in good_rows(spec, changes, to):
+            made = _as_kind(records, to) if to else records
             if isinstance(made, Flaw):
                 changes.note(made.at(source))
                 continue
@@ -55,9 +55,13 @@ def convert(spec: str, out: Path, to: Kind | None = None) -> Changes:
     return changes
 
 
-def good_rows(spec: str, changes: Changes) -> Iterator[tuple[Source, Row, list[Record]]]:
-    """Rows with records that have no flaw; the others are dropped and listed in `changes`."""
-    for source, row, records in read_records(spec, changes.note):
+def good_rows(spec: str, changes: Changes, to: Kind | None = None) -> Iterator[tuple[Source, Row, list[Record]]]:
+    """Rows with their records, or those that serve `to` if there are any; a row with a flaw in one of them is dropped.
+
+    What is dropped or left out is listed in `changes`.
+    """
+    for source, row, found in read_records(spec, changes.note):
+        records = (usable(found, to, row_id(row, source)) or found) if to else found
         flaw = next((flaw for record in records for flaw in flaws(record)), None)
         if flaw is not None:
             changes.note(flaw.at(source))
@@ -67,24 +71,21 @@ def good_rows(spec: str, changes: Changes) -> Iterator[tuple[Source, Row, list[R
             changes.drop_empty()
 
 
-def _as_kind(records: Sequence[Record], kind: Kind, prompt_id: str) -> list[Record] | Flaw:
+def _as_kind(records: Sequence[Record], kind: Kind) -> list[Record] | Flaw:
     """The records of one row as `kind`, or why there are none."""
     if kind == "demonstrations":
         made: list[Record] = [each for record in records for each in _imitated(record)]
-        # A row's own demonstrations say more than what its comparison implies.
-        made = [record for record in records if isinstance(record, Demonstration)] or made
-    elif kind == "labels":
-        kept = usable(records, kind, prompt_id)
-        made = [
-            one for record in kept for one in (labelled(record) if isinstance(record, PreferencePair) else [record])
-        ]
     else:
-        made = usable(records, kind, prompt_id)
+        made = []
+        for record in usable(records, kind, ""):  # a prompt has its name already
+            made += labelled(record) if kind == "labels" and isinstance(record, PreferencePair) else [record]
     return made or unusable(records[0], kind)
 
 
 def _imitated(record: Record) -> list[Demonstration]:
-    """What a reader of the record would want to be said: never what was not judged to be good."""
+    """What the record says should be said: never what was not judged to be good."""
+    if isinstance(record, Demonstration):
+        return [record]
     if isinstance(record, PreferencePair):
         return [Demonstration(record.prompt, record.chosen, record.source)]
     if isinstance(record, Ranking):

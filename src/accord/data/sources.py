@@ -129,8 +129,6 @@ def _place(spec: str) -> tuple[Path, str | None] | None:
         return part, split
     if _looks_like_path(spec):
         fix = f"Check the path; the working directory is {Path.cwd()}"
-        if Path(spec.rpartition("#")[0]).expanduser().is_file():
-            fix = "Large data is not read as #FORMAT: write it first with `accord data convert`."
         raise MissingDataError("No such file or directory.", where=spec, fix=fix)
     return None
 

@@ -47,7 +47,11 @@ def read_messages(row: Row, source: Source) -> list[Record | LeftOut]:
 
 
 def _tree(root: Any, source: Source) -> list[Record | LeftOut]:
-    found = list(_below(root, (), source))
+    try:
+        found = list(_below(root, (), source))
+    except RecursionError:
+        fix = "Remove the tree."
+        raise RowError("The replies are nested too deeply.", where=str(source), fix=fix) from None
     return found or [LeftOut("No two replies of this tree were ranked against each other.")]
 
 
