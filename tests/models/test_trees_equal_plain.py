@@ -208,3 +208,12 @@ def test_attention_with_sinks_or_dropout_is_refused() -> None:
         attention.branch_attention(module, states, states, states, None, batch=batch, s_aux=torch.zeros(2))
     with pytest.raises(ModelError, match="dropout"):
         attention.branch_attention(module, states, states, states, None, batch=batch, dropout=0.1)
+
+
+def test_products_of_attention_have_few_shapes(random_tree: Any) -> None:
+    """Whatever the lengths: rows and columns are multiples of 32, so 8 · 32 shapes at most up to 1,024 tokens."""
+    rng = np.random.default_rng(1)
+    trees = [random_tree(rng, int(rng.integers(0, 300)), tuple(rng.integers(1, 300, 2))) for _ in range(100)]
+    blocks = [block for batch in pack(trees, 1024) for block in attention._blocks(batch)]
+    assert all(size % 32 == 0 for block in blocks for size in block.shape)
+    assert all(0 <= block.shape[0] - block.rows.length < 32 for block in blocks)

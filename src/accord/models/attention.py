@@ -1,7 +1,8 @@
 """Branch attention: every completion attends to its prompt and to itself, causally, and to nothing else.
 
 Registered through transformers' attention interface under the name `accord`, so no model is patched. The model is
-called as ``body(input_ids, position_ids, batch=micro_batch)`` and hands `batch` down to `branch_attention`.
+called as ``body(input_ids, position_ids, batch=micro_batch)`` and hands `batch` down to `branch_attention`. On CUDA
+FlexAttention does the work (`accord.models.attention_flex`), elsewhere batched products, here.
 
 The products are batched per key/value head with its query heads side by side (no key is repeated). For the lengths of
 preference data this is 3 to 4 times faster in bfloat16 on a CPU, forward and backward, than one fused
@@ -12,7 +13,7 @@ T = packed tokens, H = query heads, K = key/value heads, R = H / K, D = head siz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from accord.errors import ModelError
+from accord.models import attention_flex
 from accord.models.kv_cache import Decode, Prefill
 from accord.models.packing import MicroBatch, Span, TreeLayout
 
-__all__ = ["ATTENTION", "branch_attention"]
+__all__ = ["ATTENTION", "branch_attention", "kept_cells"]
 
 ATTENTION = "accord"
 
@@ -32,6 +34,9 @@ _BLOCK = 256
 """Query rows per product: later columns of a causal block are skipped, not masked."""
 _KEEP = 256 * 512
 """Attention weights of at most this many (row, column) cells are kept for backward; larger ones are computed again."""
+_ROUND = 32
+"""Rows and columns of a product are rounded up to a multiple of this. oneDNN keeps what it has prepared for every shape
+that it meets, about 300 kB each: without rounding a run grows by tens of MB per step."""
 
 
 def branch_attention(
@@ -75,8 +80,26 @@ def branch_attention(
         if isinstance(batch, Prefill):
             batch.states[module] = key[0], value[0]
             batch = batch.row
-        attended: Tensor = _BranchAttention.apply(query[0], key[0], value[0], batch, scale, sliding_window, softcap)
+        attend = BACK_ENDS.get(device, _attend)
+        attended = attend(query[0], key[0], value[0], batch, scale, sliding_window, softcap)
     return attended[None], None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: MicroBatch,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    attended: Tensor = _BranchAttention.apply(query, key, value, batch, scale, window, softcap)
+    return attended
+
+
+BACK_ENDS: dict[str, Callable[..., Tensor]] = {"cuda": attention_flex.attend}
+"""How a packed row is attended to, by type of device; everywhere else by products."""
 
 
 class _BranchAttention(torch.autograd.Function):
@@ -100,35 +123,34 @@ class _BranchAttention(torch.autograd.Function):
             rows = block.rows
             q, k, v = _states(query, key, value, block)
             weights, slope = _weights(q, k, batch, block, scale, window, softcap)
-            attended_THD[rows.start : rows.start + rows.length] = _join(torch.bmm(weights, v), H)
-            keep = slope is None and rows.length * weights.shape[2] <= _KEEP and any(ctx.needs_input_grad)
+            attended_THD[rows.start : rows.start + rows.length] = _join(torch.bmm(weights, v), H)[: rows.length]
+            keep = slope is None and block.cells <= _KEEP and any(ctx.needs_input_grad)
             kept.append(weights if keep else None)
-        ctx.save_for_backward(query, key, value)
+        # Saved with the others: activation checkpointing lets go of what is saved, and only of that.
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.settings = batch, scale, window, softcap
-        ctx.kept = kept
         return attended_THD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         batch, scale, window, softcap = ctx.settings
         H = query.shape[0]
         grad_THD = grads[0]
         grad_q, grad_k, grad_v = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block, kept in zip(_blocks(batch), ctx.kept, strict=True):
+        for block, seen in zip(_blocks(batch), kept, strict=True):
             rows, columns = block.rows, block.columns
             q, k, v = _states(query, key, value, block)
-            weights, slope = (kept, None) if kept is not None else _weights(q, k, batch, block, scale, window, softcap)
-            grad = _split(grad_THD[rows.start : rows.start + rows.length].transpose(0, 1), key.shape[0])
+            weights, slope = (seen, None) if seen is not None else _weights(q, k, batch, block, scale, window, softcap)
+            grad = _split(grad_THD.transpose(0, 1), block, key.shape[0])
             grad_weights = torch.bmm(grad, v.transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             if slope is not None:
                 grad_scores = grad_scores * slope
             grad_rows = torch.bmm(grad_scores, k).mul_(scale)
-            grad_q[:, rows.start : rows.start + rows.length] = grad_rows.view(H, rows.length, -1)
+            grad_q[:, rows.start : rows.start + rows.length] = _join(grad_rows, H)[: rows.length].transpose(0, 1)
             _scatter(grad_k, torch.bmm(grad_scores.transpose(1, 2), q).mul_(scale), columns)
             _scatter(grad_v, torch.bmm(weights.transpose(1, 2), grad), columns)
-        ctx.kept = None
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
@@ -139,6 +161,24 @@ class _Block:
     rows: Span
     columns: tuple[Span, ...]
     tree: TreeLayout | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the product, rounded up."""
+        return _rounded(self.rows.length), _rounded(sum(span.length for span in self.columns))
+
+    @property
+    def cells(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _ROUND) * _ROUND
+
+
+def kept_cells(batch: MicroBatch) -> int:
+    """How many attention weights of each query head are kept for backward (none where there is a soft cap)."""
+    return sum(block.cells for block in _blocks(batch) if block.cells <= _KEEP)
 
 
 def _blocks(batch: MicroBatch) -> Iterator[_Block]:
@@ -164,15 +204,16 @@ def _causal(segment: Span) -> Iterator[tuple[Span, Span]]:
 
 
 def _states(query: Tensor, key: Tensor, value: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
-    """[K, R·L, D], [K, S, D], [K, S, D]."""
-    q = _split(query[:, block.rows.start : block.rows.start + block.rows.length], key.shape[0])
-    return q, _gather(key, block.columns), _gather(value, block.columns)
+    """[K, R·L, D], [K, S, D], [K, S, D]; rows and columns that only round up are zero."""
+    q = _split(query, block, key.shape[0])
+    return q, _gather(key, block.columns, block.shape[1]), _gather(value, block.columns, block.shape[1])
 
 
-def _split(rows_HLD: Tensor, kv_heads: int) -> Tensor:
-    """[H, L, D] to [K, R·L, D]: the query heads that share a key head stand one after the other."""
-    heads, length, size = rows_HLD.shape
-    return rows_HLD.reshape(kv_heads, heads // kv_heads * length, size)
+def _split(states_HTD: Tensor, block: _Block, kv_heads: int) -> Tensor:
+    """[H, T, D] to [K, R·L, D]: the query heads that share a key head stand one after the other."""
+    heads, _, size = states_HTD.shape
+    rows_HLD = _gather(states_HTD, (block.rows,), block.shape[0])
+    return rows_HLD.reshape(kv_heads, heads // kv_heads * block.shape[0], size)
 
 
 def _join(attended: Tensor, heads: int) -> Tensor:
@@ -180,8 +221,12 @@ def _join(attended: Tensor, heads: int) -> Tensor:
     return attended.view(heads, -1, attended.shape[-1]).transpose(0, 1)
 
 
-def _gather(states_KTD: Tensor, columns: tuple[Span, ...]) -> Tensor:
-    pieces = [states_KTD[:, span.start : span.start + span.length] for span in columns]
+def _gather(states_HTD: Tensor, spans: tuple[Span, ...], length: int) -> Tensor:
+    """[H, length, D]: the rows of `spans`, then zeros."""
+    pieces = [states_HTD[:, span.start : span.start + span.length] for span in spans]
+    missing = length - sum(span.length for span in spans)
+    if missing:
+        pieces.append(states_HTD.new_zeros(()).expand(states_HTD.shape[0], missing, states_HTD.shape[2]))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
@@ -196,7 +241,7 @@ def _weights(
     q: Tensor, k: Tensor, batch: MicroBatch, block: _Block, scale: float, window: int | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention weights [K, R·L, S], and the slope of the soft cap where there is one."""
-    mask = _mask(batch, block, q.shape[1] // block.rows.length, window, q)
+    mask = _mask(batch, block, q.shape[1] // block.shape[0], window, q)
     if softcap is None:
         return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale), dim=-1), None
     bent = torch.tanh(torch.bmm(q, k.transpose(1, 2)).mul_(scale / softcap))
@@ -210,8 +255,10 @@ def _mask(batch: MicroBatch, block: _Block, repeat: int, window: int | None, lik
     key = (block.rows.length, total, lengths, repeat, window, like.dtype)
     if key not in batch.masks:
         visible = _visible_in_tree(lengths, window) if lengths else _visible(block.rows.length, total, window)
-        mask = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf")).to(like)
-        batch.masks[key] = mask.repeat(repeat, 1)[None]
+        mask = torch.full(block.shape, float("-inf"))
+        mask[block.rows.length :, 0] = 0.0  # a row that only rounds up sees something, or its softmax were not a number
+        mask[: block.rows.length, :total].masked_fill_(visible, 0.0)
+        batch.masks[key] = mask.to(like).repeat(repeat, 1)[None]
     return batch.masks[key]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accord.models.gradients import gradient_sum
 
-__all__ = ["CONSTANT_STATISTICS", "Head", "token_logprobs"]
+__all__ = ["CONSTANT_STATISTICS", "Head", "kept_logits", "token_logprobs"]
 
 CONSTANT_STATISTICS = frozenset({"log_sum_squares"})
 """Statistics of the head without a gradient; the others, `mean_logprob`, have one."""
@@ -67,6 +67,12 @@ def token_logprobs(
     return logprobs_N, dict(zip(names, others, strict=True))
 
 
+def kept_logits(rows: int, vocabulary: int, precision: torch.dtype) -> int:
+    """Bytes of logits that are kept for backward: all, or none where they are computed again."""
+    size = rows * vocabulary * precision.itemsize
+    return size if size <= _KEEP_BYTES else 0
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -83,8 +89,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         normaliser_N = torch.empty_like(logprobs_N)
         others = {name: torch.empty_like(logprobs_N) for name in names}
-        size = len(hidden_ND) * weight_VD.shape[0] * weight_VD.element_size()
-        keep = size <= _KEEP_BYTES and any(ctx.needs_input_grad)
+        keep = kept_logits(len(hidden_ND), len(weight_VD), weight_VD.dtype) > 0 and any(ctx.needs_input_grad)
         kept_NV = _logits(hidden_ND, weight_VD, bias_V, scale, softcap) if keep else None
         for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
             logits = _logits(hidden_ND[rows], weight_VD, bias_V, scale, softcap) if kept_NV is None else kept_NV[rows]
