@@ -14,10 +14,11 @@ from accord.models.lora import LoRAConfig
 from accord.models.network import RewardModelConfig
 from accord.sampling.request import SamplingConfig
 from accord.train import TrainConfig
+from accord.train.validation import ValidationConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 CLASSES = [
-    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig),
+    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
     ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
 ]  # fmt: skip
 

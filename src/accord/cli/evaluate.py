@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accord.evaluate.report import RewardPage
+    from accord.types import Source
 
 __all__ = ["compare", "reward"]
 
@@ -84,8 +89,16 @@ def compare(
     print(f"{summary(report)}\nReport: {out / 'report.html'}")
 
 
-def reward(*, model: str, data: str, out: Path, limit: int | None = None) -> None:
-    """Accuracy of a reward model on preference pairs or rankings it has not seen.
+def reward(
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    train: str | None = None,
+    slice: str | None = None,
+    limit: int | None = None,
+) -> None:
+    """Accuracy and calibration of a reward model on preference pairs or rankings it has not seen.
 
     Parameters
     ----------
@@ -94,7 +107,11 @@ def reward(*, model: str, data: str, out: Path, limit: int | None = None) -> Non
     data
         Preference pairs or rankings.
     out
-        Directory of reward.json; must be new.
+        Directory of report.html and reward.json; must be new.
+    train
+        What it was trained on, to look for signs of overfitting.
+    slice
+        A column of the data: accuracy by its values.
     limit
         Use this many rows only.
     """
@@ -103,36 +120,60 @@ def reward(*, model: str, data: str, out: Path, limit: int | None = None) -> Non
     _require_new(out)
     loaded = load(data, "preferences", limit)
     print(loaded.summary())
+    seen = load(train, "preferences", limit) if train else None
+    slices = _column(data, slice) if slice else None
 
-    import json
-    from dataclasses import asdict
-
-    from accord.evaluate.answers import scores
-    from accord.evaluate.reward import evaluate_rewards
-    from accord.files import write_text
+    from accord.evaluate.report import RewardPage, write_reward_page
+    from accord.evaluate.reward import overfit, repeated_judgements
+    from accord.evaluate.scored import score_pairs
     from accord.models.load import load_reward_model
-    from accord.models.render import Renderer
 
     network = load_reward_model(model)
-    renderer = Renderer(network)
-    trees = [renderer.tree(record) for record in loaded.records]
-    rewards = scores(network, trees, "Reward accuracy")
-    pairs = [(tree, row, *pair) for tree, row in zip(trees, rewards, strict=True) for pair in tree.pairs]
-    report = evaluate_rewards(
-        [row[better] for _, row, better, _ in pairs],
-        [row[worse] for _, row, _, worse in pairs],
-        chosen_lengths=[len(tree.branches[better].tokens_L) for tree, _, better, _ in pairs],
-        rejected_lengths=[len(tree.branches[worse].tokens_L) for tree, _, _, worse in pairs],
+    scored = score_pairs(network, loaded.records, "Held-out pairs")
+    report = scored.report(ceiling=repeated_judgements(loaded.records), slices=slices)
+    page = RewardPage(
+        model=model,
+        data=data,
+        reward=report,
+        ensemble=scored.ensemble(),
+        overfit=overfit(score_pairs(network, seen.records, "Training pairs").report(), report) if seen else None,
     )
-    write_text(out / "reward.json", json.dumps({"model": model, "data": data, **asdict(report)}, indent=2) + "\n")
-    accuracy, longer = report.accuracy, report.longer_wins
+    write_reward_page(out, page)
+    _say(page)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _say(page: RewardPage) -> None:
+    reward = page.reward
+    accuracy, calibration, ceiling = reward.accuracy, reward.calibration, reward.ceiling
     interval = f"{accuracy.interval.low:.3f} to {accuracy.interval.high:.3f}"
     print(f"accuracy {accuracy.value:.3f} (95 % interval {interval}, n = {accuracy.n:,})")
-    if longer is not None:
-        print(f"longer wins {longer.value:.3f}")
-    print(
-        f"log-loss {report.log_loss:.3f}, Brier {report.brier:.3f}, mean margin {report.margin:.3f}: {out}/reward.json"
-    )
+    if ceiling is not None and ceiling.value is not None:
+        print(f"annotators agree {ceiling.value:.3f}")
+    if reward.longer_wins is not None:
+        print(f"longer wins {reward.longer_wins.value:.3f}")
+    print(f"log-loss {reward.log_loss:.3f}, Brier {reward.brier:.3f}, mean margin {reward.margin:.3f}")
+    null = calibration.null
+    print(f"calibration error {calibration.error:.3f} (a calibrated model: {null.low:.3f} to {null.high:.3f})")
+    for name, row in reward.slices.items():
+        print(f"  {name}: {row.value:.3f} (n = {row.n:,})")
+    for sign in page.overfit.signs if page.overfit else ():
+        print(f"overfitting: {sign}")
+
+
+def _column(data: str, column: str) -> dict[Source, str]:
+    """The values of a column of the data, by row."""
+    from accord.data.formats import split_format
+    from accord.data.sources import read_rows
+    from accord.errors import ConfigError
+
+    values = {}
+    for source, row in read_rows(split_format(data)[0]):
+        if column not in row:
+            fix = f"Columns of this row: {', '.join(row)}."
+            raise ConfigError(f"There is no column {column!r}.", where=f"--slice, {source}", fix=fix)
+        values[source] = str(row[column])
+    return values
 
 
 def _require_new(out: Path) -> None:

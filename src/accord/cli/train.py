@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from accord.errors import RowError
     from accord.models.network import Network
     from accord.models.render import Renderer
+    from accord.train import TrainConfig
     from accord.train.examples import Trees
+    from accord.types import Record
 
 __all__ = ["train"]
 
@@ -70,8 +74,8 @@ def train(
     settings = resolve(recipe, config, set, extra)
     view = view_of(settings)
     # The data is read before the model is loaded: a faulty row costs seconds, not minutes.
-    # Labels are looked at all together (which prompt they share, how many are good), so they stay in memory.
-    may_stream = view.kind != "labels" and is_rowwise(data)
+    # Labels and ratings are looked at all together (how many are good, on which scale), so they stay in memory.
+    may_stream = view.kind not in ("labels", "ratings") and is_rowwise(data)
     loaded = load(data, view.kind, STREAM_ABOVE + 1 if may_stream else None, skip_bad=skip_bad)
     is_large = may_stream and len(loaded.records) > STREAM_ABOVE
     if is_large and "left-out" in loaded.dropped:
@@ -83,18 +87,13 @@ def train(
         labels = [record.label for record in loaded.records if isinstance(record, LabelledCompletion)]
         print(loss_config.balance(sum(labels), len(labels) - sum(labels)))
 
-    from accord.models.load import load_policy, load_reward_model
     from accord.models.network import RewardModel
     from accord.models.render import Renderer
-    from accord.train import Run, provenance
-    from accord.train import train as train_loop
+    from accord.train import Run, provenance, train_ensemble
+    from accord.train import train as train_one
     from accord.train.examples import StreamedTrees, render, stream
 
-    network: Network
-    if view.network is RewardModel:
-        network = load_reward_model(model, settings.reward_model, chat_template=settings.template())
-    else:
-        network = load_policy(model, chat_template=settings.template())
+    network = _load_network(model, view.network is RewardModel, settings, loaded.records)
     renderer = Renderer(network, settings.max_tokens)
     if is_large:
         loaded.records.clear()
@@ -109,6 +108,7 @@ def train(
     if run.finished:
         print(f"This run is finished: {run.model}")
         return
+    train_loop = train_ensemble if settings.reward_model.members > 1 else train_one
     train_loop(network, trees, settings, run, stage=f"Train {recipe}")
     if isinstance(trees, StreamedTrees):
         _say_cut(trees.truncated, "rows", renderer)
@@ -119,6 +119,20 @@ def train(
         print(f"Next: accord evaluate reward --model {run.model} --data HELD_OUT --out {run.directory}-accuracy")
     else:
         print(f"Next: accord chat --model {run.model}")
+
+
+def _load_network(model: str, rewards: bool, settings: TrainConfig, records: Sequence[Record]) -> Network:
+    """The network that the loss reads; a new reward model of ratings gets their attributes."""
+    from accord.models.attributes import attributes_of
+    from accord.models.load import load_policy, load_reward_model
+    from accord.types import RatedCompletion
+
+    template = settings.template()
+    if not rewards:
+        return load_policy(model, chat_template=template)
+    rated = [record for record in records if isinstance(record, RatedCompletion)]
+    attributes = attributes_of(rated, settings.reward_model.attributes) if rated else ()
+    return load_reward_model(model, settings.reward_model, attributes=attributes, chat_template=template)
 
 
 def _say_cut(count: int, noun: str, renderer: Renderer) -> None:

@@ -38,7 +38,7 @@ from accord.models.network import Policy
 from accord.models.render import Renderer, sampled_tree
 from accord.models.trees import Tree
 from accord.sampling.request import SamplingConfig
-from accord.train import Run, TrainConfig, provenance, train
+from accord.train import Run, TrainConfig, provenance, train, train_ensemble
 from accord.types import Completion, Judgement, Message, Prompt
 
 __all__ = ["Round", "RoundConfig", "quickstart_settings"]
@@ -183,7 +183,8 @@ class Round:
         trees = self._rankings(renderer, self.prompts[: self.config.reward_prompts], completions, ranks)
         facts = provenance(network, self.config.model, "simulated panel", trees, config.seed)
         run = Run.open(run.directory, config, facts, resume=True)
-        train(network, trees, config, run, stage="Reward model")
+        train_all = train_ensemble if config.reward_model.members > 1 else train
+        train_all(network, trees, config, run, stage="Reward model")
 
     def _train_policy(
         self, completions: Mapping[str, Sequence[Completion]], ranks: Mapping[str, tuple[int, ...]]

@@ -6,7 +6,7 @@ of the completion belongs to the completion. Sampled tokens are never encoded ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from accord.errors import ChatTemplateError, ConfigError, RowError
-from accord.models.network import Network
+from accord.models.network import Network, RewardModel
 from accord.models.trees import Branch, IntArray, Tree
 from accord.types import (
     Completion,
@@ -24,6 +24,7 @@ from accord.types import (
     Message,
     PreferencePair,
     Ranking,
+    RatedCompletion,
     Record,
     Source,
 )
@@ -41,7 +42,9 @@ class _Parts(NamedTuple):
     completions: tuple[Content, ...]
     ranks: tuple[int, ...] = (0,)
     margin: float = 0.0
+    probability: float = 1.0
     labels: tuple[bool, ...] = ()
+    ratings: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Renderer:
     def __init__(self, network: Network, max_tokens: int | None = None) -> None:
         self.tokenizer = network.tokenizer
         self.stop_ids = np.array(network.stop_ids)
+        self.attributes = network.attributes if isinstance(network, RewardModel) else ()
         self.max_tokens = max_tokens or network.context
         self.truncated = 0
         if self.max_tokens > network.context:
@@ -140,7 +144,16 @@ class Renderer:
             parts.ranks,
             parts.margin,
             source,
+            probability=parts.probability,
+            ratings=(self._standardised(parts.ratings),) if parts.ratings is not None else (),
             labels=parts.labels,
+        )
+
+    def _standardised(self, ratings: Mapping[str, float]) -> tuple[float | None, ...]:
+        """The ratings that the reward model knows, in its order."""
+        return tuple(
+            attribute.standardise(ratings[attribute.name]) if attribute.name in ratings else None
+            for attribute in self.attributes
         )
 
     def _branch(self, encoded: _Encoded, shared: int) -> Branch:
@@ -248,9 +261,12 @@ def _parts(record: Record) -> _Parts:
         case LabelledCompletion():
             return _Parts(record.prompt, (record.completion,), labels=(record.label,))
         case PreferencePair():
-            return _Parts(record.prompt, (record.chosen, record.rejected), (0, 1), record.margin or 0.0)
+            probability = 1.0 if record.probability is None else record.probability
+            return _Parts(record.prompt, (record.chosen, record.rejected), (0, 1), record.margin or 0.0, probability)
         case Ranking():
             return _Parts(record.prompt, record.completions, record.ranks)
+        case RatedCompletion():
+            return _Parts(record.prompt, (record.completion,), ratings=record.ratings)
         case _:
             raise TypeError(f"{type(record).__name__} holds nothing that a network could learn.")
 

@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import Field
 
 from accord.config import Config, merge, parse_assignments, read_toml
-from accord.engine.engine import BoundLoss, EngineConfig
+from accord.engine.engine import EngineConfig
 from accord.engine.optimizer import OptimizerConfig
 from accord.engine.views import VIEWS, View
 from accord.errors import ConfigError, UnknownNameError, unknown_name
-from accord.losses import LOSSES
+from accord.losses import LOSSES, BoundLoss
 from accord.models.lora import LoRAConfig
 from accord.models.network import RewardModel, RewardModelConfig
+from accord.train.validation import ValidationConfig
 
 __all__ = ["TrainConfig", "bind_loss", "recipe", "resolve", "view_of"]
 
@@ -42,6 +43,7 @@ class TrainConfig(Config):
     """Path of a Jinja file that replaces the model's own chat template."""
     lora: LoRAConfig | None = None
     reward_model: RewardModelConfig = RewardModelConfig()
+    validation: ValidationConfig = ValidationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
 
@@ -93,10 +95,20 @@ def bind_loss(config: TrainConfig) -> BoundLoss:
     if config.reward_model != RewardModelConfig() and VIEWS[loss.inputs].network is not RewardModel:
         what = f"The loss {config.loss['name']!r} trains no reward model, so these settings would be ignored."
         raise ConfigError(what, where="[reward_model]", fix="Remove them, or use the recipe `reward`.")
+    if config.reward_model.penalty and config.reward_model.members == 1:
+        fix = "Set reward_model.members, or leave the penalty out."
+        raise ConfigError("One model does not disagree with itself.", where="reward_model.penalty", fix=fix)
+    if config.reward_model.attributes and VIEWS[loss.inputs].kind != "ratings":
+        what = f"The loss {config.loss['name']!r} learns from no ratings, so these would be ignored."
+        fix = "Remove them, or use the recipe `reward_ratings`."
+        raise ConfigError(what, where="reward_model.attributes", fix=fix)
+    if config.validation != ValidationConfig() and not config.validation.share:
+        fix = "Set validation.share, e.g. to 0.1, or leave these settings out."
+        raise ConfigError("Nothing is held out, so these settings would be ignored.", where="[validation]", fix=fix)
     if config.lora and config.reward_model.frozen_layers:
         what = "With LoRA every layer is frozen."
         raise ConfigError(what, where="reward_model.frozen_layers", fix="Leave out one of the two.")
-    return BoundLoss(loss, loss.config.build(settings, where="[loss]"))
+    return loss.bind(settings)
 
 
 def view_of(config: TrainConfig) -> View:

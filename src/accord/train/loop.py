@@ -34,6 +34,7 @@ from accord.tracking import Progress, Tracker
 from accord.train.config import TrainConfig, bind_loss
 from accord.train.examples import StreamedTrees, Trees, batches
 from accord.train.run import Run
+from accord.train.validation import Validation, hold_out
 
 __all__ = ["batch_indices", "total_steps", "train"]
 
@@ -54,6 +55,8 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
         stage: the name under which progress is shown.
     """
     bound = bind_loss(config)
+    if config.reward_model.members > 1:
+        raise ValueError("An ensemble is trained by train_ensemble.")
     view = VIEWS[bound.loss.inputs]
     reference: Reference | None = None
     if not isinstance(trees, StreamedTrees):
@@ -65,11 +68,15 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
             trees = _with_reference(network, trees, config)
     elif view.reference:
         reference = _streamed_reference(network, trees, config)
+    heldout: list[Tree] = []
+    if config.validation.share:
+        trees, heldout = hold_out(trees, config.validation.share, config.seed)
     if config.lora:
         add_lora(network, config.lora, config.seed)
     engine = Engine(network, config.engine, config.optimizer)
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint) if checkpoint else 0
+    validation = Validation(engine, bound, heldout, config.validation, run, start) if heldout else None
     total = total_steps(len(trees), config)
     order = (batch_indices(step, len(trees), config) for step in range(start, total))
     with (
@@ -79,6 +86,8 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
         _stop_between_steps() as stopped,
     ):
         for step in range(start, total):
+            if validation and validation.exhausted:
+                break
             began = time.perf_counter()
             try:
                 batch = next(feed)
@@ -97,6 +106,8 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
             tokens = sum(len(tree) for tree in batch)
             seconds = time.perf_counter() - began
             row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": seconds}
+            if validation:
+                row |= validation.measure(step + 1, total)
             tracker.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
             progress.advance(1, work=tokens, **_shown(metrics))
             if (step + 1) % _TIDY_EVERY == 0:
@@ -105,6 +116,8 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
                 save_checkpoint(engine, run.checkpoints, step + 1)
             if stopped:
                 raise KeyboardInterrupt
+    if validation:
+        validation.restore()
     network.model.eval()
     network.save(run.model)
     shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -120,7 +120,7 @@ def _data_hash(trees: Trees) -> str:
     rows = hashlib.blake2b(digest_size=16)
     for tree in trees:
         rows.update(tree.digest().encode())
-        rows.update(repr((tree.ranks, tree.margin, tree.labels)).encode())
+        rows.update(repr((tree.ranks, tree.margin, tree.probability, tree.ratings, tree.labels)).encode())
     return rows.hexdigest()
 
 
