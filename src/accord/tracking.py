@@ -169,7 +169,7 @@ class Progress:
 
     Args:
         stage: its name, such as "DPO".
-        total: number of steps.
+        total: number of steps; None if nobody knows, as in a stream.
         unit: what `work` counts; the rate is shown in units per second.
         done: steps that an earlier, interrupted run has finished.
         quiet: show nothing.
@@ -184,7 +184,7 @@ class Progress:
     def __init__(
         self,
         stage: str,
-        total: int,
+        total: int | None,
         *,
         unit: str = "tokens",
         done: int = 0,
@@ -232,7 +232,9 @@ class Progress:
             self._print(self.line())
 
     def eta(self) -> float | None:
-        """Seconds left at the moving rate; None before the first step."""
+        """Seconds left at the moving rate; None before the first step, and where the total is not known."""
+        if self.total is None:
+            return None
         steps_per_second, _ = self._rate.per_second()
         left = max(self.total - self.done, 0)
         return left / steps_per_second if steps_per_second > 0 else None
@@ -256,6 +258,8 @@ class Progress:
         self._print("  ".join([*parts, *self._live_metrics()]))
 
     def _share(self) -> list[str]:
+        if self.total is None:
+            return [f"{self.done:,}"]
         percent = 100 * self.done // self.total if self.total else 100
         return [f"{percent:3d} %", f"{self.done}/{self.total}"]
 
@@ -266,11 +270,12 @@ class Progress:
         _, work_per_second = self._rate.per_second()
         eta = self.eta()
         rate = f"{_quantity(work_per_second)} {self.unit}/s" if work_per_second else f"-- {self.unit}/s"
-        return [*self._share(), rate, f"ETA {_duration(eta) if eta is not None else '--'}", *self._live_metrics()]
+        left = [f"ETA {_duration(eta) if eta is not None else '--'}"] if self.total is not None else []
+        return [*self._share(), rate, *left, *self._live_metrics()]
 
     def _bar_line(self) -> Text:
         name, facts = f"{self.stage:<14}  ", "  ".join([*self._facts(), _duration(self._clock() - self._start)])
-        cells = max(0, min(_BAR_CELLS, self._console.width - len(name) - len(facts) - 3))
+        cells = 0 if self.total is None else max(0, min(_BAR_CELLS, self._console.width - len(name) - len(facts) - 3))
         filled = min(cells * self.done // self.total, cells) if self.total else cells
         full, empty = ("#", "-") if self._console.options.ascii_only else ("━", "─")
         bar = [(full * filled, "green"), (empty * (cells - filled) + "  ", "dim")] if cells else []

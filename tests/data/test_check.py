@@ -1,4 +1,4 @@
-"""The data doctor: each rule fires on a row that breaks it, at the right place, and on no other."""
+"""The data doctor: each rule of one row fires on a row that breaks it, at the right place, and on no other."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ NOT_ALTERNATING = {"messages": [*turns("Hi"), *turns("Are you there?", "Yes")]}
         ("alternation", NOT_ALTERNATING),
         ("alternation", {"prompt": turns("a", "b"), "completion": "c"}),
         ("alternation", {"messages": [*turns("a", "b", "c"), *turns("d")]}),
+        ("surrogate", b'{"prompt": "\\ud800 alone", "completion": "c"}'),
+        ("margin", PAIR | {"prompt": "Name a fish.", "margin": 0}),
+        ("margin", PAIR | {"prompt": "Name a fish.", "margin": -0.5}),
+        ("truncated", {"prompt": "p", "completion": "and then", "finish_reason": "length"}),
+        ("personal-data", {"prompt": "p", "completion": "Write to ada@lovelace.org."}),
     ],
 )
 def test_one_bad_row_gives_one_finding_at_its_place(tmp_path: Path, rule: str, row: Any) -> None:
@@ -111,17 +116,23 @@ def test_longer_wins_is_a_rate_over_pairs_of_different_length(tmp_path: Path) ->
     assert (finding.rule, finding.count) == ("longer-wins", 40)
     report = check(write(tmp_path, *rows(38)))
     assert report.findings == []
-    assert report.figures == {"longer completion wins": "63% of 60 pairs of different length"}
+    # Wilson's interval of 38/60, by hand: centre (0.6333 + 1.9207/60)/1.06402 = 0.6253, half-width 0.1183
+    text = "63.3% of 60 comparisons of different length (95 % interval 50.7% to 74.4%)"
+    assert report.figures["longer completion wins"] == text
 
 
 def test_label_balance(tmp_path: Path) -> None:
     def rows(good: int) -> list[dict[str, Any]]:
-        return [{"prompt": str(k), "completion": "c", "label": k < good} for k in range(50)]
+        """50 labels, the rare ones 7 rows apart."""
+        rare = {7 * k % 50 for k in range(min(good, 50 - good))}
+        return [{"prompt": str(k), "completion": "c", "label": (k in rare) == (good < 25)} for k in range(50)]
 
     for good in (4, 46):  # 8 % and 92 %
         (finding,) = check(write(tmp_path, *rows(good))).findings
         assert (finding.rule, finding.count) == ("label-balance", 46)
-    assert check(write(tmp_path, *rows(5))).findings == []
+    report = check(write(tmp_path, *rows(5)))
+    assert report.findings == []
+    assert report.figures["labels true"] == "10% of 50"
 
 
 def test_rows_that_never_end_well_are_still_all_read(tmp_path: Path) -> None:

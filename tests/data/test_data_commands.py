@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from accord.cli.data import check, show
+from accord.cli.check import check
+from accord.cli.data import show
 from accord.errors import ConfigError, EmptyDataError, RowError
 from accord.models.tiny import save_tiny
 
@@ -91,7 +92,8 @@ def test_the_data_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_module_is_light() -> None:
     code = (
-        "import sys, accord.cli.data; sys.exit(str({'torch', 'datasets', 'pyarrow', 'transformers'} & {*sys.modules}))"
+        "import sys, accord.cli.check, accord.cli.data;"
+        " sys.exit(str({'torch', 'datasets', 'pyarrow', 'transformers'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"

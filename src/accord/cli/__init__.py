@@ -40,7 +40,7 @@ _MODEL_DATA = "--model starter --data pairs.jsonl"
 VERBS = (
     Verb("quickstart", "accord.cli.quickstart:quickstart", "The whole loop in small: sample, judge, train, report.",
          "accord quickstart --seed 1", resumes=True),
-    Verb("data check", "accord.cli.data:check", "Find every fault in a data set before training does.",
+    Verb("data check", "accord.cli.check:check", "Find every fault in a data set before training does.",
          "accord data check --data pairs.jsonl"),
     Verb("data show", "accord.cli.data:show", "Show the records as training will see them.",
          "accord data show --data pairs.jsonl"),

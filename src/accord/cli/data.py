@@ -1,4 +1,4 @@
-"""`accord data check` and `accord data show`: look at the data before a minute of training is spent."""
+"""`accord data show`: the records, and the tokens that training makes of them."""
 
 from __future__ import annotations
 
@@ -9,45 +9,32 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from accord.data.check import CheckReport
-from accord.data.check import check as examine
 from accord.data.load import load, read_records
-from accord.data.problems import fail
+from accord.data.problems import Problem
 from accord.data.usable import Kind, completions, prompt_of
 from accord.errors import ConfigError, EmptyDataError
-from accord.types import Content, Demonstration, LabelledCompletion, PreferencePair, Prompt, Ranking, Record
+from accord.types import (
+    Content,
+    Demonstration,
+    LabelledCompletion,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    RatedCompletion,
+    Record,
+)
 
 if TYPE_CHECKING:
     from accord.models.render import Renderer
     from accord.models.trees import Branch
 
-__all__ = ["check", "show"]
+__all__ = ["show", "visible"]
 
-_COLOURS = {"error": "bold red", "warning": "yellow"}
 _PROMPT_STYLE, _COMPLETION_STYLE = "bold blue", "bold magenta"
 _PROMPT_TAIL = 40
 """Tokens of the prompt that are printed: what matters is where it ends."""
-
-
-def check(data: str, *, kind: Kind | None = None) -> int:
-    """Examine a data set and report, with file:line, everything that would spoil training.
-
-    Args:
-        data: a file (.jsonl, .json, .csv, .parquet, also .gz), a directory or a hub id; NAME:SPLIT picks a split.
-        kind: also report rows that cannot be used for this kind of training.
-
-    Returns:
-        1 if there are errors, else 0.
-    """
-    report = examine(data, kind)
-    console = Console(highlight=False)
-    console.print(_head(report))
-    if report.findings:
-        console.print(_findings(report))
-    return 1 if report.has_errors else 0
 
 
 def show(
@@ -90,33 +77,17 @@ def show(
 def _first(data: str, kind: Kind | None, count: int) -> list[Record]:
     if kind is not None:
         return list(load(data, kind, limit=count).records)
-    every: Iterator[Record] = (record for _, _, records in read_records(data, fail) for record in records)
+    every: Iterator[Record] = (record for _, _, records in read_records(data, _tell) for record in records)
     records = list(islice(every, count))
     if not records:
         raise EmptyDataError("There is no record to show.", where=data, fix="Ask for at least one row: --rows 1")
     return records
 
 
-def _head(report: CheckReport) -> Text:
-    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(report.records.items()))
-    lines = [f"{report.spec}: {report.rows:,} rows, {kinds or 'no record'}"]
-    lines += [f"{name}: {value}" for name, value in report.figures.items()]
-    text = Text("\n".join(lines))
-    if not report.findings:
-        text.append("\nNo problem found.", style="green")
-    return text
-
-
-def _findings(report: CheckReport) -> Table:
-    table = Table("rule", "count", "finding", box=None, pad_edge=False)
-    for finding in report.findings:
-        more = "\n..." if finding.count > len(finding.places) > 0 else ""
-        body = Text(_visible(finding.what))
-        body.append("".join(f"\n{place}" for place in finding.places) + more, style="cyan")
-        body.append(f"\n→ {_visible(finding.fix)}" if finding.fix else "")
-        name = Text(f"{finding.severity} {finding.rule}", style=_COLOURS[finding.severity])
-        table.add_row(name, f"{finding.count:,}", body)
-    return table
+def _tell(problem: Problem) -> None:
+    if problem.stops:
+        raise problem.error
+    Console(stderr=True, highlight=False).print(Text(f"Left out: {problem.source}: {visible(problem.what)}", "yellow"))
 
 
 def _panel(record: Record, parts: list[Text]) -> Panel:
@@ -131,11 +102,13 @@ def _texts(record: Record) -> list[Text]:
         parts.append(_content(name + note, content, _COMPLETION_STYLE))
     if isinstance(record, LabelledCompletion):
         parts.append(Text(f"label: {'good' if record.label else 'bad'}"))
+    if isinstance(record, RatedCompletion):
+        parts.append(Text(", ".join(f"{visible(name)}: {value:g}" for name, value in record.ratings.items())))
     if isinstance(record, PreferencePair) and record.margin is not None:
         parts.append(Text(f"margin: {record.margin:g}"))
     if isinstance(record, Prompt):
         parts += [Text(f"requires {r.kind}: {dict(r.options)}") for r in record.requirements]
-        parts.append(Text(f"id: {_visible(record.id)}"))
+        parts.append(Text(f"id: {visible(record.id)}"))
     return parts
 
 
@@ -145,7 +118,7 @@ def _tokens(record: Record, renderer: Renderer) -> list[Text]:
     if isinstance(record, Prompt):
         prompt = renderer.prompt(record.content, record.source)
     else:
-        if isinstance(record, LabelledCompletion):
+        if isinstance(record, LabelledCompletion | RatedCompletion):
             record = Demonstration(record.prompt, record.completion, record.source)
         tree = renderer.tree(record)
         prompt, branches = tree.prompt_P, tree.branches
@@ -176,21 +149,21 @@ def _pieces(tokens: Iterable[int], losses: Iterable[bool], renderer: Renderer) -
 
 def _piece(token: int, renderer: Renderer) -> str:
     piece: str = renderer.tokenizer.decode([token])
-    return f"<{token}>" if "\ufffd" in piece else _visible(piece).replace("\n", "⏎")
+    return f"<{token}>" if "\ufffd" in piece else visible(piece).replace("\n", "⏎")
 
 
 def _content(name: str, content: Content, style: str) -> Text:
     text = Text()
     if isinstance(content, str):
         text.append(f"{name} (plain)\n", style=style)
-        return text.append(_visible(content))
+        return text.append(visible(content))
     for k, turn in enumerate(content):
         text.append(f"{'' if k == 0 else chr(10)}{name}, {turn.role}\n", style=style)
-        text.append(_visible(turn.content))
+        text.append(visible(turn.content))
     return text
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text with control and direction characters spelled out: a terminal must not obey the data."""
     hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
     return re.sub(hidden, lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
