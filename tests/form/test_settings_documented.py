@@ -8,6 +8,7 @@ import pytest
 
 from accord.engine.engine import EngineConfig
 from accord.engine.optimizer import OptimizerConfig
+from accord.engine.sharding import ShardingConfig
 from accord.loop.round import RoundConfig
 from accord.losses import LOSSES
 from accord.models.lora import LoRAConfig
@@ -18,7 +19,7 @@ from accord.train.validation import ValidationConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 CLASSES = [
-    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
+    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("engine.sharding.", ShardingConfig), ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
     ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
 ]  # fmt: skip
 

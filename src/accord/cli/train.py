@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from accord.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +38,10 @@ def train(
     lora: bool = False,
     resume: bool = False,
     skip_bad: bool = False,
-) -> None:
+    processes: int | None = None,
+    launcher: Literal["local", "ray"] = "local",
+    deepspeed: Path | None = None,
+) -> int:
     """Train a model by a recipe.
 
     A recipe names a loss and its vetted defaults: `sft` learns from demonstrations; `dpo` and its kin from preferences,
@@ -62,16 +68,91 @@ def train(
         Continue the run in --out.
     skip_bad
         Leave out rows that cannot be used, and list them, instead of stopping at them.
+    processes
+        Share the model among so many processes (docs/scale.md); one for each GPU.
+    launcher
+        Who starts them: `local` on this machine, `ray` on a Ray cluster.
+    deepspeed
+        DeepSpeed configuration (JSON): read into the settings, under --config and --set.
     """
+    options: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
+    options |= {"resume": resume, "skip_bad": skip_bad, "deepspeed": deepspeed}
+    if processes is None and launcher == "ray":
+        fix = "Give the number of workers, e.g. --processes 2"
+        raise ConfigError("How many workers?", where="--launcher ray", fix=fix)
+    if processes is not None:
+        return _start_job(recipe, options, processes, launcher)
+    if "RANK" not in os.environ:
+        _train(recipe, **options)
+        return 0
+    from accord.engine.distributed import process_group
+
+    with process_group():
+        _train(recipe, **options)
+    return 0
+
+
+def _start_job(recipe: str, options: dict[str, Any], processes: int, launcher: str) -> int:
+    """The same command, without the flags that say how it is started, in many processes."""
+    from accord.cli import run
+    from accord.engine import launch
+    from accord.train import Run
+
+    if processes < 1:
+        raise ConfigError("There is no job of no process.", where=f"--processes {processes}", fix="Give 1 or more.")
+    if "RANK" in os.environ:
+        fix = "Leave out --processes: whoever started this process says how many there are."
+        raise ConfigError("This process is one of a job already.", where=f"--processes {processes}", fix=fix)
+    if launcher == "ray":
+        Run(options["out"]).require_free(resume=options["resume"])
+        places = {name: Path(options[name]).absolute() for name in ("model", "data") if Path(options[name]).exists()}
+        files = {name: options[name].absolute() for name in ("out", "config", "deepspeed") if options[name]}
+        command = _command(recipe, options | places | files | {"resume": True})
+        return launch.on_ray(run, command, processes, options["out"])
+    return launch.on_this_machine(_command(recipe, options), processes)
+
+
+def _command(recipe: str, options: dict[str, Any]) -> list[str]:
+    words = ["train", recipe]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple):
+            words += [word for one in value for word in (flag, one)]
+        elif value is True:
+            words.append(flag)
+        elif value:
+            words += [flag, str(value)]
+    return words
+
+
+def _train(
+    recipe: str,
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    config: Path | None,
+    set: tuple[str, ...],
+    lora: bool,
+    resume: bool,
+    skip_bad: bool,
+    deepspeed: Path | None,
+) -> None:
     from accord.config import parse_assignments
     from accord.data.load import is_rowwise, load
     from accord.data.rows import STREAM_ABOVE
     from accord.losses import LabelConfig
     from accord.train import bind_loss, resolve, view_of
+    from accord.train.deepspeed import read_deepspeed
     from accord.types import LabelledCompletion
 
     extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(set) else {}
-    settings = resolve(recipe, config, set, extra)
+    base: dict[str, Any] = {}
+    if deepspeed:
+        base, idle = read_deepspeed(deepspeed)
+        if idle:
+            print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
+    settings = resolve(recipe, config, set, extra, base)
     view = view_of(settings)
     # The data is read before the model is loaded: a faulty row costs seconds, not minutes.
     # Labels and ratings are looked at all together (how many are good, on which scale), so they stay in memory.
@@ -123,16 +204,17 @@ def train(
 
 def _load_network(model: str, rewards: bool, settings: TrainConfig, records: Sequence[Record]) -> Network:
     """The network that the loss reads; a new reward model of ratings gets their attributes."""
+    from accord.engine.distributed import load_device
     from accord.models.attributes import attributes_of
     from accord.models.load import load_policy, load_reward_model
     from accord.types import RatedCompletion
 
-    template = settings.template()
+    common: dict[str, Any] = {"chat_template": settings.template(), "device": load_device()}
     if not rewards:
-        return load_policy(model, chat_template=template)
+        return load_policy(model, **common)
     rated = [record for record in records if isinstance(record, RatedCompletion)]
     attributes = attributes_of(rated, settings.reward_model.attributes) if rated else ()
-    return load_reward_model(model, settings.reward_model, attributes=attributes, chat_template=template)
+    return load_reward_model(model, settings.reward_model, attributes=attributes, **common)
 
 
 def _say_cut(count: int, noun: str, renderer: Renderer) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from accord.engine.distributed import active, broadcast, gather, rank
 from accord.engine.engine import Engine
 from accord.errors import RunError
 from accord.files import atomic_directory
@@ -24,19 +26,19 @@ __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(engine: Engine, directory: Path, step: int) -> None:
-    """Write `directory/<step>`, then remove older checkpoints."""
-    with atomic_directory(directory / str(step)) as temporary, _quiet():
+    """Write `directory/<step>`, then remove older checkpoints. Every rank writes its shard, rank 0 the directory."""
+    with _one_directory(directory / str(step)) as temporary, _quiet():
         try:
-            save(_state(engine), checkpoint_id=str(temporary), no_dist=True)
+            save(_state(engine), checkpoint_id=str(temporary), no_dist=not active())
         except CheckpointException as error:
             raise _cause(error) from None  # a full disk, say: what surrounds us knows how to explain it
-    for old in _checkpoints(directory):
+    for old in _checkpoints(directory) if rank() == 0 else ():
         if int(old.name) < step:
             shutil.rmtree(old)
 
 
 def load_checkpoint(engine: Engine, path: Path) -> int:
-    """Restore weights and optimiser; returns the number of finished steps.
+    """Restore weights and optimiser, whatever number of ranks wrote them; returns the number of finished steps.
 
     Raises:
         RunError: the checkpoint belongs to another model or another set of trainable weights.
@@ -44,7 +46,7 @@ def load_checkpoint(engine: Engine, path: Path) -> int:
     state = _state(engine)
     try:
         with _quiet():
-            load(state, checkpoint_id=str(path), no_dist=True)
+            load(state, checkpoint_id=str(path), no_dist=not active())
     except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
         fix = "Resume with the settings and the model that the run was started with, or start another --out."
         message = str(_cause(error)).strip().partition("\n")[0] or "it is damaged."
@@ -53,8 +55,20 @@ def load_checkpoint(engine: Engine, path: Path) -> int:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint in `directory`."""
-    return max(_checkpoints(directory), key=lambda path: int(path.name), default=None)
+    """The newest complete checkpoint in `directory`, as rank 0 sees it."""
+    newest = max(_checkpoints(directory), key=lambda path: int(path.name), default=None) if rank() == 0 else None
+    return broadcast(newest)
+
+
+@contextmanager
+def _one_directory(path: Path) -> Iterator[Path]:
+    """One temporary directory for all ranks; it takes its place once every rank has written."""
+    if rank() > 0:
+        yield broadcast(path)
+    else:
+        with atomic_directory(path) as temporary:
+            yield broadcast(temporary)
+    gather(None)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -68,11 +82,8 @@ def _state(engine: Engine) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, parameter in engine.network.model.named_parameters():
         if parameter.requires_grad:
-            moments = engine.optimizer.state[parameter]
-            if not moments:
-                zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                moments |= {"step": torch.zeros((), dtype=torch.float32), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
             state[f"weight.{name}"] = parameter.detach()
+            moments = engine.optimizer.state[parameter]
             state |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.items()}
     return state
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from accord.engine.distributed import broadcast, rank, world_size
 from accord.engine.engine import Engine
 from accord.errors import RunError
 from accord.files import disk_errors
@@ -87,28 +88,26 @@ def _with_reference(
 ) -> list[Tree]:
     network = engine.network
     keys = [f"{model_key}:{tree.digest()}" for tree in trees]
-    with disk_errors(cache):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(cache, timeout=60)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS reference (key TEXT PRIMARY KEY, logprobs BLOB NOT NULL)")
-            found = dict(_lookup(connection, keys))
-            missing = {key: tree for key, tree in zip(keys, trees, strict=True) if key not in found}
-            if missing and not may_compute:
-                fix = "Continue with --resume: what is missing is then computed again."
-                raise RunError("Reference log-probabilities have vanished while in use.", where=str(cache), fix=fix)
-            on_progress(len(keys) - len(missing), 0)
-            # Neighbours of like length make tight micro-batches.
-            order = sorted(missing, key=lambda key: len(missing[key]))
-            for start in range(0, len(order), _CHUNK):
-                chunk = order[start : start + _CHUNK]
-                with network.without_adapter():
-                    answers = engine.forward([missing[key] for key in chunk])
-                rows = {key: np.concatenate(answer).tobytes() for key, answer in zip(chunk, answers, strict=True)}
-                with connection:
-                    connection.executemany("INSERT OR REPLACE INTO reference VALUES (?, ?)", rows.items())
-                found |= rows
-                on_progress(len(chunk), sum(len(missing[key]) for key in chunk))
+    with disk_errors(cache), _open(cache) if rank() == 0 else nullcontext() as connection:
+        found = broadcast(_lookup(connection, keys) if connection else {})
+        missing = {key: tree for key, tree in zip(keys, trees, strict=True) if key not in found}
+        if missing and not may_compute:
+            fix = "Continue with --resume: what is missing is then computed again."
+            raise RunError("Reference log-probabilities have vanished while in use.", where=str(cache), fix=fix)
+        on_progress(len(keys) - len(missing), 0)
+        # Neighbours of like length make tight micro-batches.
+        order = sorted(missing, key=lambda key: len(missing[key]))
+        size = _CHUNK * world_size()
+        for start in range(0, len(order), size):
+            chunk = order[start : start + size]
+            with network.without_adapter():
+                answers = engine.forward([missing[key] for key in chunk])
+            rows = {key: np.concatenate(answer).tobytes() for key, answer in zip(chunk, answers, strict=True)}
+            if connection:
+                connection.executemany("INSERT OR REPLACE INTO reference VALUES (?, ?)", rows.items())
+                connection.commit()
+            found |= rows
+            on_progress(len(chunk), sum(len(missing[key]) for key in chunk))
     return [_attach(tree, found[key]) for key, tree in zip(keys, trees, strict=True)]
 
 
@@ -118,13 +117,22 @@ def _model_key(engine: Engine) -> str:
     return f"{engine.network.fingerprint()}:{digest}:{engine.dtype}"
 
 
-def _lookup(connection: sqlite3.Connection, keys: Sequence[str]) -> list[tuple[str, bytes]]:
+@contextmanager
+def _open(cache: Path) -> Iterator[sqlite3.Connection]:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(cache, timeout=60)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS reference (key TEXT PRIMARY KEY, logprobs BLOB NOT NULL)")
+        yield connection
+
+
+def _lookup(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, bytes]:
     rows: list[tuple[str, bytes]] = []
     for start in range(0, len(keys), 500):
         some = keys[start : start + 500]
         marks = ",".join("?" * len(some))
         rows += connection.execute(f"SELECT key, logprobs FROM reference WHERE key IN ({marks})", some).fetchall()
-    return rows
+    return dict(rows)
 
 
 def _attach(tree: Tree, blob: bytes) -> Tree:

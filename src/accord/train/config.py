@@ -75,10 +75,14 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def resolve(
-    name: str, file: Path | None = None, assignments: Sequence[str] = (), extra: Mapping[str, Any] | None = None
+    name: str,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Recipe, then the file, then --set, then `extra`; the result is checked as a whole, its loss included."""
-    layers = [recipe(name), read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
+    """Recipe, then `base`, the file, --set, and `extra`; the result is checked as a whole, its loss included."""
+    layers = [recipe(name), base or {}, read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
     config = TrainConfig.build(merge(*layers), where=str(file) if file else "--set")
     bind_loss(config)
     return config

@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import lru_cache
 from types import FrameType
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from accord.engine.checkpoint import load_checkpoint, save_checkpoint
+from accord.engine.distributed import active, gather, rank
 from accord.engine.engine import Engine
 from accord.engine.optimizer import learning_rate_at
 from accord.engine.reference import Reference, attach_reference
@@ -59,42 +60,37 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
         raise ValueError("An ensemble is trained by train_ensemble.")
     view = VIEWS[bound.loss.inputs]
     reference: Reference | None = None
+    if config.lora:
+        add_lora(network, config.lora, config.seed)
+    engine = Engine(network, config.engine, config.optimizer)
     if not isinstance(trees, StreamedTrees):
         if view.kind == "labels":
             trees = share_prompts(trees)
         if view.controls:
             trees = with_controls(trees, config.seed, config.max_tokens or network.context)
         if view.reference:
-            trees = _with_reference(network, trees, config)
+            trees = _with_reference(engine, trees)
     elif view.reference:
-        reference = _streamed_reference(network, trees, config)
+        reference = _streamed_reference(engine, trees, config)
     heldout: list[Tree] = []
     if config.validation.share:
         trees, heldout = hold_out(trees, config.validation.share, config.seed)
-    if config.lora:
-        add_lora(network, config.lora, config.seed)
-    engine = Engine(network, config.engine, config.optimizer)
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint) if checkpoint else 0
     validation = Validation(engine, bound, heldout, config.validation, run, start) if heldout else None
-    total = total_steps(len(trees), config)
+    total, first = total_steps(len(trees), config), rank() == 0
     order = (batch_indices(step, len(trees), config) for step in range(start, total))
     with (
         closing(batches(trees, order)) as feed,
-        Tracker(run.directory, resume_step=start) as tracker,
-        Progress(stage, total, unit="tokens", done=start) as progress,
+        Tracker(run.directory, resume_step=start) if first else nullcontext() as tracker,
+        Progress(stage, total, unit="tokens", done=start, quiet=not first) as progress,
         _stop_between_steps() as stopped,
     ):
         for step in range(start, total):
             if validation and validation.exhausted:
                 break
             began = time.perf_counter()
-            try:
-                batch = next(feed)
-            except DataError:
-                if step > start:
-                    save_checkpoint(engine, run.checkpoints, step)
-                raise
+            batch = _next(feed, engine, run, step if step > start else 0)
             if not batch:  # none of its rows could be used, and the user wants to go on without them
                 continue
             if reference:
@@ -108,19 +104,34 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
             row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": seconds}
             if validation:
                 row |= validation.measure(step + 1, total)
-            tracker.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
+            if tracker:
+                tracker.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
             progress.advance(1, work=tokens, **_shown(metrics))
             if (step + 1) % _TIDY_EVERY == 0:
                 release_memory()
-            if stopped or ((step + 1) % config.checkpoint_every == 0 and step + 1 < total):
+            stop = any(gather(bool(stopped)))  # all ranks stop behind the same step
+            if stop or ((step + 1) % config.checkpoint_every == 0 and step + 1 < total):
                 save_checkpoint(engine, run.checkpoints, step + 1)
-            if stopped:
+            if stop:
                 raise KeyboardInterrupt
     if validation:
         validation.restore()
     network.model.eval()
-    network.save(run.model)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    state = network.state() if active() else None
+    if first:
+        network.save(run.model, state)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    gather(None)
+
+
+def _next(feed: Iterator[list[Tree]], engine: Engine, run: Run, done: int) -> list[Tree]:
+    """The trees of a step. If a row cannot be used, the steps that were done are saved before the error goes on."""
+    try:
+        return next(feed)
+    except DataError:
+        if done:
+            save_checkpoint(engine, run.checkpoints, done)
+        raise
 
 
 def total_steps(rows: int, config: TrainConfig) -> int:
@@ -141,26 +152,29 @@ def _order(seed: int, epoch: int, rows: int) -> IntArray:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def _streamed_reference(network: Network, trees: StreamedTrees, config: TrainConfig) -> Reference:
+def _streamed_reference(engine: Engine, trees: StreamedTrees, config: TrainConfig) -> Reference:
     """With LoRA the reference stays at hand, and each step asks it. Without, it is asked now about every row in use."""
-    reference = Reference(Engine(network, config.engine), cache_directory() / "reference.sqlite")
+    reference = Reference(engine, cache_directory() / "reference.sqlite")
     if config.lora:
         return reference
     rows = np.sort(_order(config.seed, 0, len(trees))[: total_steps(len(trees), config) * config.batch_size])
     notice = "All weights are trained, so the reference is computed first. With --lora it is computed as training goes."
     print(f"{notice}\n{len(rows):,} rows, each once: they are kept in {reference.cache}")
     chunks = [rows[start : start + _REFERENCE_ROWS].tolist() for start in range(0, len(rows), _REFERENCE_ROWS)]
-    with Progress("Reference", len(rows), unit="tokens") as progress, closing(batches(trees, chunks)) as feed:
+    quiet = rank() > 0
+    with (
+        Progress("Reference", len(rows), unit="tokens", quiet=quiet) as progress,
+        closing(batches(trees, chunks)) as feed,
+    ):
         for indices, chunk in zip(chunks, feed, strict=True):
             progress.advance(len(indices), work=reference.compute(chunk))
     return reference
 
 
-def _with_reference(network: Network, trees: Sequence[Tree], config: TrainConfig) -> Sequence[Tree]:
+def _with_reference(engine: Engine, trees: Sequence[Tree]) -> Sequence[Tree]:
     cache = cache_directory() / "reference.sqlite"
     total = sum(1 + bool(tree.controls) for tree in trees)
-    with Progress("Reference", total, unit="tokens") as progress:
-        engine = Engine(network, config.engine)
+    with Progress("Reference", total, unit="tokens", quiet=rank() > 0) as progress:
         return attach_reference(engine, trees, cache, lambda count, tokens: progress.advance(count, work=tokens))
 
 
@@ -171,11 +185,14 @@ def _shown(metrics: dict[str, float]) -> dict[str, float]:
 
 @contextmanager
 def _stop_between_steps() -> Iterator[list[int]]:
-    """The first Ctrl-C is noted and taken after the running step; the second one is immediate."""
+    """The first Ctrl-C is noted and taken after the running step; the second one is immediate.
+
+    In a job of many processes there is no second one: the launcher hands on what the terminal has sent already.
+    """
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if noted:
+        if noted and not active():
             signal.default_int_handler(number, frame)
         noted.append(number)
 

@@ -18,6 +18,7 @@ from typing import Any
 import accord
 from accord.config import Config
 from accord.engine.checkpoint import latest_checkpoint
+from accord.engine.distributed import gather, rank
 from accord.errors import RunError
 from accord.files import write_text
 from accord.models.network import Network
@@ -43,18 +44,35 @@ class Run:
             RunError: the directory is taken; or it is to be resumed and settings, model or data are not the same.
         """
         run = cls(directory)
-        if not (directory / _PROVENANCE).exists():
-            if directory.is_dir() and any(directory.iterdir()) and not resume:
-                fix = "Choose another directory with --out."
-                raise RunError("This directory is not empty and holds no run.", where=str(directory), fix=fix)
-            write_text(directory / _CONFIG, config.to_toml())
-            write_text(directory / _PROVENANCE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-            return run
-        if not resume:
-            fix = "Continue it with --resume, or choose another directory with --out."
-            raise RunError("This directory already holds a run.", where=str(directory), fix=fix)
-        run._require_same(config, facts)
+        if rank() == 0:
+            run._take(config, facts, resume=resume)
+        gather(None)  # the others go on once it is taken
         return run
+
+    def _take(self, config: Config, facts: Mapping[str, Any], *, resume: bool) -> None:
+        self.require_free(resume=resume)
+        if self._started:
+            self._require_same(config, facts)
+        else:
+            write_text(self.directory / _CONFIG, config.to_toml())
+            write_text(self.directory / _PROVENANCE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def require_free(self, *, resume: bool) -> None:
+        """Nothing happens to a run, or to other files, that the user does not mean to continue.
+
+        Raises:
+            RunError: the directory is taken.
+        """
+        if self._started and not resume:
+            fix = "Continue it with --resume, or choose another directory with --out."
+            raise RunError("This directory already holds a run.", where=str(self.directory), fix=fix)
+        if self.directory.is_dir() and any(self.directory.iterdir()) and not resume:
+            fix = "Choose another directory with --out."
+            raise RunError("This directory is not empty and holds no run.", where=str(self.directory), fix=fix)
+
+    @property
+    def _started(self) -> bool:
+        return (self.directory / _PROVENANCE).exists()
 
     @property
     def checkpoints(self) -> Path:
