@@ -33,12 +33,12 @@ import psutil
 
 from accord.models.load import load_tokenizer
 from accord.models.starter import STARTER
-from offline_plan import WARMUP, Plan, make_plan
-from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, show, summary, unique_tokens, write
+from offline_first import first_step
+from offline_plan import SOURCES, TASKS, WARMUP, Plan, make_plan
+from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, fallen, show, summary, unique_tokens, write
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent.parent / "shared" / "data" / "hh_harmless" / "train.jsonl.gz"
-TASKS = ("dpo", "reward", "sft")
+DATA = HERE.parent.parent / "shared" / "data"
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -67,24 +67,33 @@ _SIDES = (
 def main() -> None:
     options = _options()
     _require_peer()
-    if not DATA.is_file():
-        raise SystemExit(f"This benchmark needs {os.path.relpath(DATA)} (HH-RLHF, harmless-base), which is not there.")
+    for file in dict.fromkeys(DATA / SOURCES[task] for task in options.tasks):
+        if not file.is_file():
+            raise SystemExit(
+                f"This benchmark needs {os.path.relpath(file)}, which is not there: see benchmarks/README.md."
+            )
     tokenizer = load_tokenizer(STARTER)
     results: dict[str, Any] = {}
     for task in options.tasks:
         count = 2 if task not in options.defaults else 4 if options.plain else 3
-        plan = make_plan(task, DATA, tokenizer, options.steps, options.precision)
+        plan = make_plan(task, DATA / SOURCES[task], tokenizer, options.steps, options.precision)
         runs = _alternate(plan, _SIDES[:count], options.rounds)
         results[task] = summary(plan, runs, unique_tokens(plan, tokenizer))
         show(results[task])
+    first = first_step(DATA / SOURCES["sft"], tokenizer, options.rounds) if options.first_step else None
     if options.write:
-        write(results, HERE / "baselines", options.precision, options.rounds)
-    print(json.dumps(answer(results)))
+        write(results, first, HERE / "baselines", options.precision, options.rounds)
+    slower = [] if options.write else fallen(results, HERE / "baselines")
+    print(json.dumps(answer(results, first)))
+    if slower:
+        raise SystemExit("Under 80 % of the baseline: " + ", ".join(slower))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=_tasks, default=TASKS, help="of dpo,reward,sft (default: all)")
+    parser.add_argument("--tasks", type=_tasks, default=("dpo", "reward", "sft"), help=f"of {','.join(TASKS)}")
+    parser.add_argument("--all", action="store_true", help="every task, and the time to the first step")
+    parser.add_argument("--first-step", action="store_true", help="also the time from start to first step of SFT")
     parser.add_argument("--steps", type=_positive, default=8, help="counted steps, after 2 of warm-up (default: 8)")
     parser.add_argument("--rounds", type=_positive, default=2, help="how often every side runs, in turn (default: 2)")
     parser.add_argument(
@@ -96,7 +105,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="TRL as it comes also with the plain allocator")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--write", action="store_true", help="write benchmarks/baselines/offline-<cpu>.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.all:
+        options.tasks, options.first_step = TASKS, True
+    return options
 
 
 def _tasks(text: str) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -16,13 +18,14 @@ import torch
 from accord.engine.engine import Engine, EngineConfig
 from accord.engine.optimizer import OptimizerConfig
 from accord.engine.reference import attach_reference
+from accord.engine.views import VIEWS
 from accord.losses import LOSSES, BoundLoss
 from accord.models.load import load_policy, load_reward_model
 from accord.models.network import Network
 from accord.models.render import Renderer
 from accord.models.starter import STARTER
-from accord.models.trees import Tree
-from accord.types import Demonstration, PreferencePair
+from accord.models.trees import Branch, Tree, share_prompts
+from accord.types import Demonstration, LabelledCompletion, PreferencePair
 from offline_plan import BETA, LEARNING_RATE, Consumed, Plan, Task, Worker, consumed, draw_score_head
 
 CPU = torch.device("cpu")
@@ -34,18 +37,18 @@ def main(path: str) -> None:
     if plan.task == "reward":
         draw_score_head(network.model)
     settings = EngineConfig(precision=plan.precision)
-    trees = _trees(network, plan)
-    if plan.task == "dpo":
+    bound = _loss(plan.task)
+    batches = _batches(network, plan)
+    if VIEWS[bound.loss.inputs].reference:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as directory:
-            cache = Path(directory) / "reference.sqlite"
-            trees = attach_reference(Engine(network, settings), trees, cache, lambda *_: None)
+            cache, trees = Path(directory) / "reference.sqlite", list(chain.from_iterable(batches))
+            done = iter(attach_reference(Engine(network, settings), trees, cache, lambda *_: None))
         worker.reference(time.perf_counter() - began, len(trees))
+        batches = [list(islice(done, len(batch))) for batch in batches]
     rate = LEARNING_RATE[plan.task]
     engine = Engine(network, settings, OptimizerConfig(learning_rate=rate))
-    bound = _loss(plan.task)
-    for indices in plan.steps:
-        batch = [trees[index] for index in indices]
+    for batch in batches:
         began = time.perf_counter()
         metrics = engine.forward_backward(batch, bound)
         engine.optim_step(rate)
@@ -53,18 +56,33 @@ def main(path: str) -> None:
     worker.end()
 
 
-def _trees(network: Network, plan: Plan) -> list[Tree]:
+def _batches(network: Network, plan: Plan) -> list[list[Tree]]:
+    """The trees of every step."""
     renderer = Renderer(network)
-    if plan.task == "sft":
-        return [renderer.tree(Demonstration(prompt, completion)) for prompt, completion in plan.rows]
-    return [renderer.tree(PreferencePair(prompt, chosen, rejected)) for prompt, chosen, rejected in plan.rows]
+    if plan.task == "kto":
+        return [_labelled([plan.rows[index] for index in step], renderer) for step in plan.steps]
+    record = Demonstration if plan.task == "sft" else PreferencePair
+    trees = [renderer.tree(record(*row)) for row in plan.rows]
+    return [[trees[index] for index in step] for step in plan.steps]
+
+
+def _labelled(rows: Sequence[Sequence[str]], renderer: Renderer) -> list[Tree]:
+    """The answers of one step by prompt, each with the control that TRL gives it: the next answer of the step."""
+    trees = [renderer.tree(LabelledCompletion(prompt, answer, label == "good")) for prompt, answer, label in rows]
+    controls: dict[bytes, list[Branch]] = {}
+    for tree, following in zip(trees, [*trees[1:], trees[0]], strict=True):
+        controls.setdefault(tree.prompt_P.tobytes(), []).extend(following.branches)
+    return [replace(tree, controls=tuple(controls[tree.prompt_P.tobytes()])) for tree in share_prompts(trees)]
 
 
 def _loss(task: Task) -> BoundLoss:
     name, options = {
         "dpo": ("dpo", {"beta": BETA}),
+        "dpo_chat": ("dpo", {"beta": BETA}),
         "reward": ("bradley_terry", {"centre": 0.0}),
         "sft": ("sft", {}),
+        "kto": ("kto", {"beta": BETA}),
+        "orpo": ("orpo", {"beta": BETA}),
     }[task]
     return LOSSES[name].bind(options)
 

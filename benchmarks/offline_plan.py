@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ __all__ = [
     "BETA",
     "LEARNING_RATE",
     "PACK",
+    "SOURCES",
+    "TASKS",
     "WARMUP",
     "Consumed",
     "Plan",
@@ -35,18 +37,28 @@ __all__ = [
     "make_plan",
 ]
 
-Task = Literal["dpo", "reward", "sft"]
+Task = Literal["dpo", "dpo_chat", "reward", "sft", "kto", "orpo"]
+TASKS: tuple[Task, ...] = get_args(Task)
+SOURCES: dict[Task, str] = dict.fromkeys(TASKS, "hh_harmless/train.jsonl.gz") | {
+    "dpo_chat": "oasst_trees/pairs.jsonl.gz"
+}
+"""Rows of short answers; for `dpo_chat` those of a chat, both answers of 100 to 600 tokens."""
 Precision = Literal["bfloat16", "float32"]
 
 WARMUP = 2
 """Steps at the start that are trained and checked, but not timed."""
-LEARNING_RATE: dict[Task, float] = {"dpo": 3e-6, "reward": 2e-5, "sft": 2e-5}
+LEARNING_RATE: dict[Task, float] = dict.fromkeys(TASKS, 3e-6) | {"reward": 2e-5, "sft": 2e-5}
 """Constant; AdamW with TRL's defaults: betas 0.9 and 0.999, no weight decay, gradient clipped to norm 1."""
 BETA = 0.1
 PACK = 512
 """Tokens of one packed row of TRL's SFT."""
 _BATCH = 4
-"""Pairs, or packed rows, of one optimiser step."""
+"""Pairs, or packed rows, of one optimiser step; for KTO the pairs whose 8 answers make one."""
+_CHAT_ANSWER, _CHAT_PROMPT = (100, 600), 400
+"""Tokens of an answer of `dpo_chat` (from, to), and of its prompt at most: rows that nobody cuts at 1,024 tokens."""
+
+
+_ROWS: dict[Task, int] = {"kto": 2 * _BATCH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +66,10 @@ class Plan:
     """Rows of plain text, and which of them each optimiser step trains on.
 
     Attributes:
-        rows: (prompt, chosen, rejected), or (prompt, chosen) for SFT.
+        rows: (prompt, chosen, rejected); for SFT (prompt, chosen); for KTO (prompt, answer, "good" or "bad").
         steps: indices into `rows`, one list per optimiser step, warm-up included.
         order: the order in which TRL reads its own data set: the rows, or for SFT the rows that it packs them into.
-        left_out: rows of the file that do not fit into one packed row.
+        left_out: rows of the file that are too long, or for `dpo_chat` too short.
     """
 
     task: Task
@@ -85,9 +97,30 @@ def make_plan(task: Task, data: Path, tokenizer: Any, steps: int, precision: Pre
     needed = (WARMUP + steps) * _BATCH
     if task == "sft":
         return _packed_plan(rows, tokenizer, needed, precision)
+    everything = len(rows)
+    if task == "dpo_chat":
+        rows = [row for row in rows if _like_a_chat(row, tokenizer)]
     if len(rows) < needed:
-        raise SystemExit(f"{data} holds {len(rows)} pairs; {steps} steps need {needed}. Lower --steps.")
-    return Plan(task, precision, rows[:needed], _batches(range(needed)), list(range(needed)), 0)
+        raise SystemExit(f"{data} holds {len(rows)} such pairs; {steps} steps need {needed}. Lower --steps.")
+    left_out = everything - len(rows)
+    rows = rows[:needed]
+    if task == "kto":
+        # In TRL an answer's control is the next one of its batch: the good ones first, so that the prompts differ.
+        rows = [
+            [prompt, answer, label]
+            for start in range(0, needed, _BATCH)
+            for column, label in ((1, "good"), (2, "bad"))
+            for prompt, answer in ((row[0], row[column]) for row in rows[start : start + _BATCH])
+        ]
+    return Plan(
+        task, precision, rows, _batches(range(len(rows)), _ROWS.get(task, _BATCH)), list(range(len(rows))), left_out
+    )
+
+
+def _like_a_chat(row: list[str], tokenizer: Any) -> bool:
+    prompt, *answers = (len(tokenizer(text)["input_ids"]) for text in row)
+    low, high = _CHAT_ANSWER
+    return prompt <= _CHAT_PROMPT and all(low <= answer <= high for answer in answers)
 
 
 def _packed_plan(rows: list[list[str]], tokenizer: Any, needed: int, precision: Precision) -> Plan:
@@ -115,8 +148,8 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     return text
 
 
-def _batches(items: Sequence[int]) -> list[list[int]]:
-    return [list(items[start : start + _BATCH]) for start in range(0, len(items), _BATCH)]
+def _batches(items: Sequence[int], size: int = _BATCH) -> list[list[int]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def draw_score_head(model: Any) -> None:

@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,19 @@ import psutil
 
 from offline_plan import WARMUP, Plan
 
-__all__ = ["ACCORD", "BEST", "DEFAULTS", "PLAIN", "Run", "answer", "show", "summary", "unique_tokens", "write"]
+__all__ = [
+    "ACCORD",
+    "BEST",
+    "DEFAULTS",
+    "PLAIN",
+    "Run",
+    "answer",
+    "fallen",
+    "show",
+    "summary",
+    "unique_tokens",
+    "write",
+]
 
 ACCORD = "Accord"
 BEST = "TRL at its best"
@@ -40,12 +53,21 @@ class Run:
 
 
 def unique_tokens(plan: Plan, tokenizer: Any) -> float:
-    """Tokens of a counted step when a pair's prompt is counted once."""
-    lengths = []
-    for prompt, *completions in plan.rows:
-        whole = [len(tokenizer(prompt + each + tokenizer.eos_token)["input_ids"]) for each in completions]
-        lengths.append(sum(whole) - (len(whole) - 1) * len(tokenizer(prompt)["input_ids"]))
-    return statistics.mean(sum(lengths[i] for i in step) for step in plan.steps[WARMUP:])
+    """Tokens of a counted step when the prompt of several completions is counted once (SFT: every time)."""
+
+    def size(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    def of_step(rows: Sequence[Sequence[str]]) -> int:
+        total, seen = 0, set()
+        for prompt, *completions in rows:
+            for completion in completions[:1] if plan.task == "kto" else completions:
+                whole = size(prompt + completion + tokenizer.eos_token)
+                total += whole - size(prompt) if prompt in seen else whole
+                seen |= {prompt} if plan.task != "sft" else set()
+        return total
+
+    return statistics.mean(of_step([plan.rows[i] for i in step]) for step in plan.steps[WARMUP:])
 
 
 def summary(plan: Plan, runs: dict[str, list[Run]], unique: float) -> dict[str, Any]:
@@ -126,17 +148,10 @@ def show(result: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def answer(results: dict[str, Any]) -> dict[str, Any]:
-    """The last line of the output: ratios, memory and loss differences by task."""
+def answer(results: dict[str, Any], first: dict[str, Any] | None) -> dict[str, Any]:
+    """The last line of the output: TRL's time over ours, our peak memory and time to the first step over TRL's."""
     sides = {task: result["sides"] for task, result in results.items()}
-    memory = {
-        task: {
-            "accord_gb": round(of[ACCORD]["peak_memory_gb"], 2),
-            "trl_gb": round(of[BEST]["peak_memory_gb"], 2),
-            "share": round(of[ACCORD]["peak_memory_gb"] / of[BEST]["peak_memory_gb"], 3),
-        }
-        for task, of in sides.items()
-    }
+    memory = {task: round(of[ACCORD]["peak_memory_gb"] / of[BEST]["peak_memory_gb"], 3) for task, of in sides.items()}
     ratios = {
         key: {task: round(of[side]["ratio"], 2) for task, of in sides.items() if side in of}
         for key, side in (("ratio", BEST), ("ratio_defaults", DEFAULTS), ("ratio_defaults_plain", PLAIN))
@@ -145,10 +160,18 @@ def answer(results: dict[str, Any]) -> dict[str, Any]:
         key: {task: round(of[BEST][key], 5) for task, of in sides.items()}
         for key in ("loss_difference", "mean_loss_difference")
     }
-    return {**ratios, "memory": memory, **differences}
+    return {**ratios, "memory": memory, "first_step": first and first["ratio"], **differences}
 
 
-def write(results: dict[str, Any], directory: Path, precision: str, rounds: int) -> None:
+def fallen(results: dict[str, Any], directory: Path) -> list[str]:
+    """Tasks whose ratio is under 80 % of this machine's baseline, where there is one."""
+    path = _baseline(directory)
+    before = json.loads(path.read_text(encoding="utf-8"))["ratio"] if path.exists() else {}
+    now = answer(results, None)["ratio"]
+    return [f"{task} {now[task]} (was {before[task]})" for task in now if now[task] < 0.8 * before.get(task, 0)]
+
+
+def write(results: dict[str, Any], first: dict[str, Any] | None, directory: Path, precision: str, rounds: int) -> None:
     """Write results and circumstances to `directory`/offline-<cpu>.json."""
     cpu = _cpu()
     facts = {
@@ -162,10 +185,15 @@ def write(results: dict[str, Any], directory: Path, precision: str, rounds: int)
         "precision": precision,
         "rounds": rounds,
     }
-    path = directory / f"offline-{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
+    path = _baseline(directory)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**facts, **answer(results), "tasks": results}, indent=2) + "\n", encoding="utf-8")
+    found = {**facts, **answer(results, first), "first": first, "tasks": results}
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(f"Written: {os.path.relpath(path)}")
+
+
+def _baseline(directory: Path) -> Path:
+    return directory / f"offline-{re.sub(r'[^a-z0-9]+', '-', _cpu().lower()).strip('-')}.json"
 
 
 def _cpu() -> str:
