@@ -29,6 +29,19 @@ def steps_of(run_dir: Path) -> list[float]:
     return [row["step"] for row in read_metrics(run_dir)]
 
 
+def test_a_stream_of_unknown_length_has_a_rate_and_no_end() -> None:
+    clock, file = Clock(), io.StringIO()
+    with Progress("check", total=None, unit="rows", file=file, clock=clock) as progress:
+        clock.now += 10
+        progress.advance(2000, work=2000)
+        assert progress.eta() is None
+    assert [line.split() for line in file.getvalue().splitlines()] == [
+        ["check", "0", "--", "rows/s"],
+        ["check", "2,000", "200", "rows/s"],
+        ["check", "2,000", "done", "0:10", "200", "rows/s"],
+    ]
+
+
 def test_one_json_row_per_step(tmp_path: Path) -> None:
     with Tracker(tmp_path / "new") as tracker:
         tracker.log(1, {"loss": 0.5})

@@ -125,7 +125,7 @@ ROWS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROWS, max_size=12))
 def test_kept_and_dropped_add_up_and_what_is_kept_is_sound(tmp_path: Path, rows: list[Any]) -> None:
     spec = write(tmp_path / "old.jsonl", PAIR, *rows)
@@ -143,5 +143,4 @@ def test_kept_and_dropped_add_up_and_what_is_kept_is_sound(tmp_path: Path, rows:
     assert all(change["rules"] and len(change["reasons"]) > 0 for change in changes)
     again = check(str(new))
     assert not again.has_errors
-    left = {finding.rule for finding in again.findings}
-    assert "duplicate" not in {rule for rule in left if RULES[rule].action == "drop"}
+    assert [finding.rule for finding in again.findings if RULES[finding.rule].action == "drop"] == []

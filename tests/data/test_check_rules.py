@@ -187,7 +187,7 @@ def test_near_duplicate_prompts(tmp_path: Path) -> None:
 
 def test_overlap_with_a_test_set_and_a_benchmark_of_unknown_columns(tmp_path: Path) -> None:
     test = write(tmp_path / "test.jsonl", [{"prompt": "Name a  BIRD.", "chosen": "A wren.", "rejected": "A trout."}])
-    benchmark = write(tmp_path / "benchmark.jsonl", [{"difficulty": "two words", "puzzle": LONG}])
+    benchmark = write(tmp_path / "benchmark.jsonl", [{"difficulty": "two words", "turns": [{"puzzle": LONG}]}])
     rows = [
         {"messages": [{"role": "user", "content": "name a bird."}, {"role": "assistant", "content": "A gull."}]},
         {"prompt": "two words", "completion": "no leak"},
@@ -210,7 +210,7 @@ def test_a_data_set_without_a_text_cannot_be_compared_with(tmp_path: Path) -> No
     spec = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c"}])
     numbers = write(tmp_path / "numbers.jsonl", [{"n": 1}])
     with pytest.raises(EmptyDataError):
-        check(spec, against=[numbers])
+        check(spec, against=[spec, numbers])
 
 
 # --- languages, licence ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from accord.data.formats import split_format
 from accord.data.load import read_records
 from accord.data.problems import Problem
 from accord.data.sources import data_files
-from accord.errors import AccordError
+from accord.errors import RowError
 from accord.types import Content, Record, Source
 
 __all__ = ["render_html"]
@@ -75,7 +75,7 @@ def _texts(spec: str, wanted: set[Source]) -> dict[Source, list[tuple[str, str]]
                 found[source] = [part for record in records for part in _parts(record)]
                 if len(found) == len(of_data):
                     break
-    except AccordError:
+    except RowError:
         # The file breaks off: the report has it as a finding, and the page shows what comes before.
         return found
     return found

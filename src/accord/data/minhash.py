@@ -135,7 +135,7 @@ class NearDuplicates(Generic[T]):
     def _slots(self, signature: NDArray[np.uint8]) -> NDArray[np.int64]:
         """[bands] the slot of each band's minima in its table."""
         rows = signature[: self._bands * self._rows].reshape(self._bands, self._rows)
-        return np.array([zlib.crc32(row) for row in rows], np.int64) % CAPACITY
+        return np.array([zlib.crc32(row.tobytes()) for row in rows], np.int64) % CAPACITY
 
 
 def _bands(threshold: float, permutations: int) -> tuple[int, int]:

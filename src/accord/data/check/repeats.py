@@ -87,17 +87,18 @@ class Overlap(Rule):
         self.counts = {spec: self._read(spec, on_row) for spec in against}
 
     def _read(self, spec: str, on_row: Callable[[], None]) -> int:
-        before = len(self.texts)
+        count = 0
         place, name = split_format(spec)
         for source, row in read_rows(place):
             for text in map(_plain, _prompts(row, source, name)):
+                count += 1
                 number = self.places.number(source)
                 if self.texts.setdefault(digest(text), number) == number:
                     self.near.add(text, number)
             on_row()
-        if not self.texts:
+        if not count:
             raise EmptyDataError("There is no prompt to compare with.", where=spec, fix="Name a data set with texts.")
-        return len(self.texts) - before
+        return count
 
     def see(self, item: Item) -> Iterator[Problem]:
         for record in item.records[:1]:
@@ -126,7 +127,16 @@ def _prompts(row: Row, source: Source, name: str | None) -> list[Content]:
     try:
         return [prompt_of(record) for record in read_row(row, source, name, lambda _: None)[:1]]
     except RowError:
-        return [cell for cell in row.values() if isinstance(cell, str) and len(cell.split()) >= _LEAST_WORDS]
+        return [text for text in _strings(row) if len(text.split()) >= _LEAST_WORDS]
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a row, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _plain(prompt: Content) -> str:
