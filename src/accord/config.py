@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from accord.errors import ConfigError, unknown_name
 
-__all__ = ["Config", "dump_toml", "merge", "parse_assignments", "read_toml"]
+__all__ = ["Config", "dump_toml", "flatten", "merge", "parse_assignments", "read_toml"]
 
 
 class Config(BaseModel):
@@ -90,6 +90,14 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             old = merged.get(key)
             merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name: ``{"loss": {"beta": 0.1}}`` becomes ``{"loss.beta": 0.1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def dump_toml(values: Mapping[str, Any], prefix: str = "") -> str:

@@ -38,6 +38,7 @@ from accord.models.network import Policy
 from accord.models.render import Renderer, sampled_tree
 from accord.models.trees import Tree
 from accord.sampling.request import SamplingConfig
+from accord.tracking import require_trackers
 from accord.train import Run, TrainConfig, provenance, train, train_ensemble
 from accord.types import Completion, Judgement, Message, Prompt
 
@@ -86,6 +87,7 @@ class Round:
         if config.sampling.temperature != 1.0:
             fix = "Set temperatures, e.g. --set temperatures=[0.5,1.0]"
             raise ConfigError("A round takes no single temperature.", where="sampling.temperature", fix=fix)
+        require_trackers([*config.reward.trackers, *config.dpo.trackers])
         if config.reward_prompts >= len(self.prompts):
             fix = "Set reward_prompts below train_prompts."
             raise DataError("No prompt is left to measure the reward model on.", where="reward_prompts", fix=fix)

@@ -18,6 +18,7 @@ from accord.errors import ConfigError, UnknownNameError, unknown_name
 from accord.losses import LOSSES, BoundLoss
 from accord.models.lora import LoRAConfig
 from accord.models.network import RewardModel, RewardModelConfig
+from accord.tracking import require_trackers
 from accord.train.validation import ValidationConfig
 
 __all__ = ["TrainConfig", "bind_loss", "recipe", "resolve", "view_of"]
@@ -41,6 +42,10 @@ class TrainConfig(Config):
     """Optimiser steps between checkpoints; a killed run repeats at most this many."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's own chat template."""
+    samples: int = Field(4, ge=0)
+    """Training prompts of which samples.html shows what the model says before and after training; 0: no such page."""
+    trackers: tuple[str, ...] = ()
+    """Who else is told of the metrics: `tensorboard`, `wandb`, `mlflow`, `trackio` (docs/tracking.md)."""
     lora: LoRAConfig | None = None
     reward_model: RewardModelConfig = RewardModelConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -85,6 +90,7 @@ def resolve(
     layers = [recipe(name), base or {}, read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
     config = TrainConfig.build(merge(*layers), where=str(file) if file else "--set")
     bind_loss(config)
+    require_trackers(config.trackers)
     return config
 
 

@@ -31,10 +31,11 @@ from accord.models.lora import add_lora
 from accord.models.network import Network
 from accord.models.starter import cache_directory
 from accord.models.trees import IntArray, Tree, share_prompts
-from accord.tracking import Progress, Tracker
+from accord.tracking import Progress, Tracking
 from accord.train.config import TrainConfig, bind_loss
 from accord.train.examples import StreamedTrees, Trees, batches
 from accord.train.run import Run
+from accord.train.samples import SamplePage
 from accord.train.validation import Validation, hold_out
 
 __all__ = ["batch_indices", "total_steps", "train"]
@@ -75,6 +76,7 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
     heldout: list[Tree] = []
     if config.validation.share:
         trees, heldout = hold_out(trees, config.validation.share, config.seed)
+    samples = SamplePage(engine, trees, run, count=config.samples, seed=config.seed)
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint) if checkpoint else 0
     validation = Validation(engine, bound, heldout, config.validation, run, start) if heldout else None
@@ -82,7 +84,7 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
     order = (batch_indices(step, len(trees), config) for step in range(start, total))
     with (
         closing(batches(trees, order)) as feed,
-        Tracker(run.directory, resume_step=start) if first else nullcontext() as tracker,
+        Tracking(run.directory, config, config.trackers, resume_step=start) if first else nullcontext() as tracking,
         Progress(stage, total, unit="tokens", done=start, quiet=not first) as progress,
         _stop_between_steps() as stopped,
     ):
@@ -104,8 +106,8 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
             row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": seconds}
             if validation:
                 row |= validation.measure(step + 1, total)
-            if tracker:
-                tracker.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
+            if tracking:
+                tracking.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
             progress.advance(1, work=tokens, **_shown(metrics))
             if (step + 1) % _TIDY_EVERY == 0:
                 release_memory()
@@ -116,6 +118,7 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
                 raise KeyboardInterrupt
     if validation:
         validation.restore()
+    samples.finish()
     network.model.eval()
     state = network.state() if active() else None
     if first:

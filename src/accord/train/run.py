@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import accord
-from accord.config import Config
+from accord.config import Config, flatten
 from accord.engine.checkpoint import latest_checkpoint
 from accord.engine.distributed import gather, rank
 from accord.errors import RunError
@@ -93,13 +93,13 @@ class Run:
     def _require_same(self, config: Config, facts: Mapping[str, Any]) -> None:
         fix = "Use what the run was started with, or start another --out."
         try:
-            before = _flat(tomllib.loads((self.directory / _CONFIG).read_text(encoding="utf-8")))
+            before = flatten(tomllib.loads((self.directory / _CONFIG).read_text(encoding="utf-8")))
             identity = json.loads((self.directory / _PROVENANCE).read_text(encoding="utf-8"))
             old = {key: identity[key] for key in _IDENTITY}
         except (OSError, ValueError, KeyError, TypeError):
             what = f"{_CONFIG} or {_PROVENANCE} is missing or damaged, so this run cannot be continued."
             raise RunError(what, where=str(self.directory), fix="Start another --out.") from None
-        now = _flat(tomllib.loads(config.to_toml()))
+        now = flatten(tomllib.loads(config.to_toml()))
         changed = [
             f"{key} was {before.get(key, 'not set')} and is {now.get(key, 'not set')}"
             for key in sorted({*before, *now})
@@ -140,13 +140,6 @@ def _data_hash(trees: Trees) -> str:
         rows.update(tree.digest().encode())
         rows.update(repr((tree.ranks, tree.margin, tree.probability, tree.ratings, tree.labels)).encode())
     return rows.hexdigest()
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _code_hash() -> str:

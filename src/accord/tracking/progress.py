@@ -1,144 +1,25 @@
-"""What a run tells: `metrics.jsonl` (always), a line of progress, and an HTML page of samples.
-
-metrics.jsonl holds one JSON object per logged step, ``{"step": 7, "loss": 0.61, …}``; steps increase strictly, and each
-stands exactly once, also after a kill and a resume.
-"""
+"""What a terminal shows of a running stage: % done, rate, time left."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from accord.errors import RunError
-from accord.files import disk_errors, write_text
-
-__all__ = ["METRICS_FILE", "Progress", "Sample", "Tracker", "read_metrics", "write_samples"]
-
-METRICS_FILE = "metrics.jsonl"
+__all__ = ["Progress"]
 
 _WINDOW_S = 30.0  # the moving rate looks this far back
 _GRAIN_S = 0.25  # points of the moving rate lie at least this far apart, so that the window stays small
 _PLAIN_EVERY_S = 5.0
 _BAR_CELLS = 24
-
-
-class Tracker:
-    """Appends the metrics of each step to ``run_dir/metrics.jsonl``; a logged row survives a kill.
-
-    Args:
-        run_dir: created when missing.
-        resume_step: None for a new run. Otherwise the step of the checkpoint that the run continues from (0: from the
-            start); rows of later steps are cut off, because those steps will be run again.
-
-    Raises:
-        RunError: a new run finds metrics of an earlier one, or the file has a row that cannot be read.
-        ResourceError: the disk is full. The file then ends with the last complete row.
-
-    Example:
-        >>> import tempfile
-        >>> with Tracker(Path(tempfile.mkdtemp())) as tracker:
-        ...     tracker.log(1, {"loss": 0.69})
-    """
-
-    def __init__(self, run_dir: Path, *, resume_step: int | None = None) -> None:
-        self.path = run_dir / METRICS_FILE
-        rows = _rows(self.path)
-        if resume_step is None and rows:
-            raise RunError(
-                f"This run already has metrics of {len(rows)} steps.",
-                where=str(self.path),
-                fix="Continue it with --resume, or choose another directory with --out.",
-            )
-        kept = [line for line, row in rows if resume_step is not None and row["step"] <= resume_step]
-        text = "".join(f"{line}\n" for line in kept)
-        if not self.path.exists() or self.path.read_bytes() != text.encode():
-            write_text(self.path, text)
-        self._last: int = json.loads(kept[-1])["step"] if kept else -1
-        self._file = self.path.open("ab", buffering=0)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row and force it to disk.
-
-        Raises:
-            RunError: the step is not later than the last one, or a value is NaN or infinite.
-            ResourceError: the disk is full; nothing of the row is left in the file.
-        """
-        where = f"{self.path}, step {step}"
-        if step <= self._last:
-            raise RunError(f"Step {step} comes after step {self._last}.", where=where, fix="Log every step once.")
-        if "step" in metrics:
-            raise RunError("A metric cannot be named 'step'.", where=where, fix="Rename the metric.")
-        bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-        if bad:
-            fix = "Lower the learning rate, or train in float32; then continue with --resume."
-            raise RunError(f"Not a finite number: {', '.join(bad)}.", where=where, fix=fix)
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        line = memoryview(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        size = os.fstat(self._file.fileno()).st_size
-        with disk_errors(self.path):
-            try:
-                while line:
-                    line = line[self._file.write(line) :]
-                os.fsync(self._file.fileno())
-            except OSError:
-                self._file.truncate(size)
-                raise
-        self._last = step
-
-    def close(self) -> None:
-        """Close the file; closing twice is fine."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of ``run_dir/metrics.jsonl`` in order of steps; none if there is no such file. A torn end is left out.
-
-    Raises:
-        RunError: a row before the end cannot be read.
-    """
-    return [row for _, row in _rows(run_dir / METRICS_FILE)]
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each complete row as its line and its values. A process killed while writing leaves a torn last line only."""
-    if not path.exists():
-        return []
-    *complete, _torn = path.read_bytes().split(b"\n")
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, raw in enumerate(complete, start=1):
-        try:
-            line = raw.decode()
-            row = json.loads(line)
-            if not isinstance(row["step"], int) or (rows and row["step"] <= rows[-1][1]["step"]):
-                raise ValueError("steps do not increase")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"Not a row of metrics: {error}.",
-                where=f"{path}:{number}",
-                fix="Delete this line, then run the same command with --resume.",
-            ) from None
-        rows.append((line, row))
-    return rows
 
 
 @dataclass
@@ -294,41 +175,3 @@ def _duration(seconds: float) -> str:
 
 def _quantity(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One line of the sample page; `note` says what is known about it (step, reward, what failed).
-
-    Example: ``Sample("Name a colour.", "Blue", note="step 20 · reward 1.3")``
-    """
-
-    prompt: str
-    completion: str
-    note: str = ""
-
-
-def write_samples(path: Path, samples: Iterable[Sample], title: str = "Samples") -> None:
-    """Write the samples as one self-contained HTML page, atomically. Text is escaped: it can do nothing to the page."""
-    items = "\n".join(
-        f"<article><h2>{escape(sample.note)}</h2><pre class=prompt>{escape(sample.prompt)}</pre>"
-        f"<pre>{escape(sample.completion)}</pre></article>"
-        for sample in samples
-    )
-    write_text(path, _SAMPLES_PAGE.format(title=escape(title), items=items or "<p>No samples.</p>"))
-
-
-_SAMPLES_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-h2 {{ font-size: .8rem; font-weight: 500; opacity: .7; margin: 1.5rem 0 .25rem; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; padding: .5rem .75rem; }}
-pre.prompt {{ opacity: .7; border-left: 3px solid currentColor; }}
-</style>
-<h1>{title}</h1>
-{items}
-</html>
-"""

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accord.errors import RunError
-from accord.tracking import METRICS_FILE, Progress, Sample, Tracker, read_metrics, write_samples
+from accord.tracking import METRICS_FILE, MetricsFile, Progress, Sample, read_metrics, write_samples
 
 
 class Clock:
@@ -43,7 +43,7 @@ def test_a_stream_of_unknown_length_has_a_rate_and_no_end() -> None:
 
 
 def test_one_json_row_per_step(tmp_path: Path) -> None:
-    with Tracker(tmp_path / "new") as tracker:
+    with MetricsFile(tmp_path / "new") as tracker:
         tracker.log(1, {"loss": 0.5})
         tracker.log(3, {"loss": 0.25, "accuracy": 1})
     lines = (tmp_path / "new" / METRICS_FILE).read_text().splitlines()
@@ -57,7 +57,7 @@ def test_kill_at_any_byte_then_resume_is_gap_free(data: st.DataObject, total: in
     repeats the steps after `saved`. The file must equal, byte for byte, that of a run that was never killed."""
     with tempfile.TemporaryDirectory() as name:
         whole, killed = Path(name, "whole"), Path(name, "killed")
-        with Tracker(whole) as tracker:
+        with MetricsFile(whole) as tracker:
             for step in range(1, total + 1):
                 tracker.log(step, {"loss": 1 / step, "größe": step / 3})
         complete = (whole / METRICS_FILE).read_bytes()
@@ -66,7 +66,7 @@ def test_kill_at_any_byte_then_resume_is_gap_free(data: st.DataObject, total: in
         kill = data.draw(st.integers(safe, len(complete)), label="kill")
         killed.mkdir()
         (killed / METRICS_FILE).write_bytes(complete[:kill])
-        with Tracker(killed, resume_step=saved) as tracker:
+        with MetricsFile(killed, resume_step=saved) as tracker:
             assert steps_of(killed) == list(range(1, saved + 1))
             for step in range(saved + 1, total + 1):
                 tracker.log(step, {"loss": 1 / step, "größe": step / 3})
@@ -74,16 +74,16 @@ def test_kill_at_any_byte_then_resume_is_gap_free(data: st.DataObject, total: in
 
 
 def test_new_run_refuses_the_metrics_of_another(tmp_path: Path) -> None:
-    with Tracker(tmp_path) as tracker:
+    with MetricsFile(tmp_path) as tracker:
         tracker.log(1, {"loss": 1.0})
     with pytest.raises(RunError, match="--resume"):
-        Tracker(tmp_path)
+        MetricsFile(tmp_path)
     assert steps_of(tmp_path) == [1]
 
 
 def test_new_run_may_start_over_a_torn_first_row(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text('{"step": 1, "lo')
-    with Tracker(tmp_path) as tracker:
+    with MetricsFile(tmp_path) as tracker:
         tracker.log(1, {"loss": 1.0})
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 
@@ -91,7 +91,7 @@ def test_new_run_may_start_over_a_torn_first_row(tmp_path: Path) -> None:
 def test_broken_row_before_the_end_is_named(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text('{"step": 1}\n{"step": oops}\n{"step": 3}\n')
     with pytest.raises(RunError, match=rf"{METRICS_FILE}:2"):
-        Tracker(tmp_path, resume_step=3)
+        MetricsFile(tmp_path, resume_step=3)
     assert (tmp_path / METRICS_FILE).read_text().count("\n") == 3
 
 
@@ -105,7 +105,7 @@ def test_broken_row_before_the_end_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_refused_rows_leave_the_file_alone(tmp_path: Path, step: int, metrics: dict[str, float], words: str) -> None:
-    with Tracker(tmp_path) as tracker:
+    with MetricsFile(tmp_path) as tracker:
         tracker.log(1, {"loss": 1.0})
         with pytest.raises(RunError, match=words):
             tracker.log(step, metrics)
@@ -116,7 +116,7 @@ def test_refused_rows_leave_the_file_alone(tmp_path: Path, step: int, metrics: d
 def test_a_row_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     """A limit on the file's size makes the system write half of the row and then refuse, as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Tracker(tmp_path) as tracker:
+    with MetricsFile(tmp_path) as tracker:
         tracker.log(1, {"loss": 1.0})
         before = (tmp_path / METRICS_FILE).read_bytes()
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 8, limits[1]))
@@ -250,8 +250,8 @@ def test_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sample_page_is_inert(tmp_path: Path) -> None:
     hostile = "</pre><script>alert(1)</script>{title}"
-    write_samples(tmp_path / "samples.html", [Sample(hostile, hostile, note=hostile)], title=hostile)
+    write_samples(tmp_path / "samples.html", [Sample(hostile, ((hostile, hostile),))], title=hostile, note=hostile)
     page = (tmp_path / "samples.html").read_text()
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 5
+    assert page.count("&lt;script&gt;") == 6
     assert "http" not in page
