@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -243,17 +242,6 @@ def test_activation_checkpointing_changes_no_gradient(
     forwards = 3 if cut_pair else 2  # a cut pair takes a pass without gradients first
     assert calls["on"] == forwards * calls["off"] // (forwards - 1)
     assert all(torch.equal(gradient, gradients["off"][n]) for n, gradient in gradients["on"].items())
-
-
-@pytest.mark.parametrize(("available", "expected"), [(1 << 40, False), (1 << 20, True)])
-def test_activation_checkpointing_only_where_memory_needs_it(
-    available: int, expected: bool, network: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory = psutil.virtual_memory()._replace(available=available)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    model = network()
-    Engine(model, EngineConfig(precision="float32"), OptimizerConfig())
-    assert model.model.is_activation_checkpointing is expected
 
 
 def test_bfloat16_is_close_to_float32(network: Any, some_trees: list[Tree], step: Any, bound: Any) -> None:

@@ -52,6 +52,8 @@ VERBS = (
          "accord data mix --data a.jsonl=0.7 --data b.jsonl=0.3 --out mixed.jsonl"),
     Verb("data dedup", "accord.cli.prepare:dedup", "Remove repeated rows, also near repetitions.",
          "accord data dedup --data pairs.jsonl --out unique.jsonl --near 0.8"),
+    Verb("plan", "accord.cli.plan:plan", "What a training run will cost in memory and time, and what to change.",
+         f"accord plan dpo {_MODEL_DATA}"),
     Verb("train", "accord.cli.train:train", "Train a model by a recipe: sft, reward, dpo and their kin.",
          f"accord train dpo {_MODEL_DATA} --out runs/dpo --set loss.beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",

@@ -11,20 +11,21 @@ of the step's in passes of their own without gradients, and never meet the backw
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from accord.config import Config
 from accord.engine.distributed import active, compute_device, gather, rank, share, world_size
+from accord.engine.memory import TOKENS, MemoryModel, fit
 from accord.engine.optimizer import OptimizerConfig, build_optimizer
 from accord.engine.precision import Precision, autocast, resolve_precision
 from accord.engine.sharding import ShardedNetwork, ShardingConfig, everywhere
@@ -47,12 +48,12 @@ _LARGE = 1 << 24
 class EngineConfig(Config):
     """How a step is computed; nothing here changes what is computed."""
 
-    micro_batch_tokens: int = Field(1024, gt=0)
-    """Unique tokens in one forward pass. More tokens need more memory."""
+    micro_batch_tokens: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    """Unique tokens in one forward pass. More tokens need more memory. `auto`: 1024, or what memory allows."""
     precision: Precision = "auto"
     """Precision of matrix products: bfloat16 where the hardware has it, float32 elsewhere."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
-    """Compute activations again in the backward pass. `auto`: only if they would not fit into half the free memory."""
+    """Compute activations again in the backward pass. `auto`: only where memory needs it (see `accord plan`)."""
     sharding: ShardingConfig | None = None
     """How many processes share the model (default: `strategy = "full"`)."""
 
@@ -64,6 +65,7 @@ class Engine:
         self.network, self.config = network, config
         self.device = compute_device() if active() else network.device
         self.dtype = resolve_precision(config.precision, self.device)
+        self.tokens, self.checkpointing = self._settle(trains=optimizer is not None)
         self.sharded: ShardedNetwork | None = None
         if active():
             self.sharded = ShardedNetwork(network, config.sharding or ShardingConfig(), self.device, self.dtype)
@@ -73,7 +75,7 @@ class Engine:
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(network.trainable(), optimizer) if optimizer else None
         network.model.train(optimizer is not None)
-        if optimizer is not None and self._needs_checkpointing():
+        if self.checkpointing:
             network.model.activation_checkpointing_enable()
 
     @torch.no_grad()
@@ -251,26 +253,29 @@ class Engine:
     def _pack(self, trees: Sequence[Tree]) -> list[MicroBatch]:
         """This rank's share of the trees, in as many micro-batches as the other ranks have."""
         mine = share([len(tree) for tree in trees], world_size())[rank()] if self.sharded else None
-        batches = pack(trees, self.config.micro_batch_tokens, branching=self.network.branching, indices=mine)
+        batches = pack(trees, self.tokens, branching=self.network.branching, indices=mine)
         if self.device.type != "cpu":
             batches = [batch.to(self.device) for batch in batches]
         if self.sharded:
             batches += [self.sharded.idle] * (max(gather(len(batches))) - len(batches))
         return batches
 
-    def _needs_checkpointing(self) -> bool:
-        if self.config.activation_checkpointing != "auto":
-            return self.config.activation_checkpointing == "on"
-        config = self.network.model.config.get_text_config()
-        hidden = config.hidden_size
-        inner = getattr(config, "intermediate_size", None) or 4 * hidden
-        # What a layer keeps for backward, in bytes per token: measured on Llama shapes, half as much again in float32.
-        per_layer = (48 * hidden + 16 * inner) * (1.0 if self.dtype == torch.bfloat16 else 1.5)
-        wanted = self.config.micro_batch_tokens * config.num_hidden_layers * per_layer
-        # Gradient and two moments, float32; each rank holds its share.
-        weights = sum(p.numel() for p in self.network.trainable()) * 12 / world_size()
-        free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else psutil.virtual_memory().available
-        return bool(wanted > 0.5 * max(0, free - weights))
+    def _settle(self, *, trains: bool) -> tuple[int, bool]:
+        """Tokens per micro-batch, and whether activations are computed again: as set, else what memory allows."""
+        tokens = None if self.config.micro_batch_tokens == "auto" else self.config.micro_batch_tokens
+        again = {"auto": None, "on": True, "off": False}[self.config.activation_checkpointing]
+        can = self.network.model.supports_gradient_checkpointing
+        if again and not can:
+            what = f"{type(self.network.model).__name__} cannot compute its activations again."
+            raise ConfigError(what, where="engine.activation_checkpointing", fix="Leave it out.")
+        if not trains or (tokens is not None and again is not None):
+            return tokens or TOKENS, trains and bool(again)
+        model = MemoryModel.of(self.network, self.dtype, self.device)
+        fits = gather(fit(model, self.device, tokens, again if can else False, world_size()))
+        found = min(fits, key=lambda each: (each.tokens, not each.checkpointing))
+        if (notice := found.notice()) and rank() == 0:
+            print(notice, file=sys.stderr)
+        return found.tokens, found.checkpointing
 
 
 _CHECK = "Look at these rows with `accord data show`; check the learning rate."

@@ -1,8 +1,8 @@
 """Branch attention on CUDA: FlexAttention (Dong et al. 2024) with a block mask built from the packed layout.
 
 The same numbers as the products of `accord.models.attention`, without a loop over segments: blocks of which nothing is
-visible are skipped, and no attention weight is kept for backward. On a CPU FlexAttention has no backward pass, so there it
-serves tests alone.
+visible are skipped, and no attention weight is kept for backward. On a CPU FlexAttention has no backward pass, so there
+it serves tests alone.
 
 T = packed tokens, H = query heads, K = key/value heads, D = head size.
 """

@@ -22,6 +22,8 @@ _CHUNK_BYTES = 16 << 20
 """Float32 logits of one chunk. Larger ones are no faster and leave larger holes in the heap."""
 _KEEP_BYTES = 256 << 20
 """Logits up to this size are kept for backward; larger ones are computed again (a fourth product instead of three)."""
+_ROUND = 32
+"""N is rounded up to a multiple of this: oneDNN keeps what it has prepared for every shape that it meets."""
 _TABLE_ROWS = 8192
 """Rows of the head whose gradient is computed at once."""
 
@@ -53,18 +55,20 @@ def token_logprobs(
     """
     names = tuple(sorted(statistics))
     weight_VD = _cast(head.weight_VD.detach(), hidden_ND)
+    count = len(target_N)
+    idle = -count % _ROUND
     with torch.autocast(hidden_ND.device.type, enabled=False):
         logprobs_N, *others = _TokenLogprobs.apply(
-            hidden_ND.to(weight_VD.dtype),
+            torch.nn.functional.pad(hidden_ND.to(weight_VD.dtype), (0, 0, 0, idle)),
             head.weight_VD,
             weight_VD,
             head.bias_V,
-            target_N,
+            torch.nn.functional.pad(target_N, (0, idle)),
             head.scale,
             head.softcap,
             names,
         )
-    return logprobs_N, dict(zip(names, others, strict=True))
+    return logprobs_N[:count], {name: values[:count] for name, values in zip(names, others, strict=True)}
 
 
 def kept_logits(rows: int, vocabulary: int, precision: torch.dtype) -> int:

@@ -1,0 +1,146 @@
+"""`accord plan RECIPE`: what a run will cost, and what to change if it does not fit. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accord.engine.memory import Memory
+    from accord.train.examples import Trees
+    from accord.train.plan import Data, Plan, Timing
+
+__all__ = ["lines", "plan"]
+
+_PARTS = {
+    "program": "program and libraries",
+    "weights": "weights",
+    "low_precision": "low-precision copy of the weights",
+    "gradients": "gradients",
+    "moments": "optimiser moments",
+    "activations": "activations kept for the backward pass",
+    "logits": "logits kept",
+    "workspace": "workspace of the backward pass",
+    "heap": "free memory between blocks (heap)",
+}
+
+
+def plan(
+    recipe: str,
+    /,
+    *,
+    model: str,
+    data: str,
+    config: Path | None = None,
+    set: tuple[str, ...] = (),
+    lora: bool = False,
+) -> int:
+    """Say what `accord train` with the same arguments will cost: memory by part, tokens per step, time to finish.
+
+    Memory is predicted; three steps on the data, if they fit, give the time and the measured peak. Exit code 1: it does
+    not fit, and what to change is listed.
+
+    Parameters
+    ----------
+    recipe
+        What to do: the name of a recipe.
+    model
+        Hub id, directory, or `starter`.
+    data
+        File (jsonl, csv, parquet, also .gz), directory, or hub id.
+    config
+        TOML file with settings over the recipe's.
+    set
+        One setting, e.g. --set engine.micro_batch_tokens=512; repeat for more.
+    lora
+        Train low-rank adapters (and a reward model's score head) instead of all weights.
+    """
+    from accord.cli.train import _load_network
+    from accord.config import parse_assignments
+    from accord.data.load import is_rowwise, load
+    from accord.data.rows import STREAM_ABOVE
+    from accord.train import resolve, view_of
+
+    extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(set) else {}
+    settings = resolve(recipe, config, set, extra)
+    view = view_of(settings)
+    may_stream = view.kind not in ("labels", "ratings") and is_rowwise(data)
+    loaded = load(data, view.kind, STREAM_ABOVE + 1 if may_stream else None)
+    is_large = may_stream and len(loaded.records) > STREAM_ABOVE
+    if not is_large:
+        print(loaded.summary())
+
+    from accord.models.network import RewardModel
+    from accord.models.render import Renderer
+    from accord.train.examples import render, stream
+    from accord.train.plan import make_plan
+
+    network = _load_network(model, view.network is RewardModel, settings, loaded.records)
+    renderer = Renderer(network, settings.max_tokens)
+    trees: Trees = stream(data, view.kind, renderer) if is_large else render(renderer, loaded.records)
+    made = make_plan(network, trees, settings)
+    print("\n".join(lines(made)))
+    return 0 if made.fits else 1
+
+
+def lines(made: Plan) -> Iterator[str]:
+    """The plan as lines of text."""
+    from accord.engine.memory import gigabytes
+
+    yield from _data(made.data, made.tokens)
+    again = "computed again in the backward pass" if made.checkpointing else "kept"
+    yield f"\nMemory at the peak of training, activations {again}:"
+    yield from _parts(made.memory)
+    if made.reference:
+        yield f"  {gigabytes(made.reference.total):>10}  in the reference pass, before that"
+    verdict = "it fits" if made.fits else "it does not fit"
+    yield f"\nNeeded: {gigabytes(made.needed)} of {gigabytes(made.capacity)} that may be used: {verdict}."
+    if made.timing:
+        yield from _timing(made.timing, made.needed)
+    if made.advice:
+        yield "To change, with the memory that it would then need:"
+        for advice in made.advice:
+            mark = "fits" if advice.memory <= made.capacity else "too much"
+            yield f"  {gigabytes(advice.memory):>10}  {mark:<8}  {advice.what}: {advice.type}"
+
+
+def _data(data: Data, budget: int) -> Iterator[str]:
+    median, most, longest = data.lengths
+    share = "" if data.looked_at >= data.steps else f" (from {data.looked_at:,} of them)"
+    yield f"\nSteps: {data.steps:,}{share}"
+    yield (
+        f"Tokens per step: {data.tokens:,.0f} unique, {data.loss_tokens:,.0f} carry loss, "
+        f"in {data.micro_batches:.1f} micro-batches of at most {budget:,}"
+    )
+    yield f"Prompt with completion: median {median:,} tokens, 90 % at most {most:,}, longest {longest:,}"
+
+
+def _parts(memory: Memory) -> Iterator[str]:
+    from accord.engine.memory import gigabytes
+
+    for field in fields(memory):
+        size = getattr(memory, field.name)
+        if size:
+            yield f"  {gigabytes(size):>10}  {_PARTS[field.name]}"
+    yield f"  {gigabytes(memory.total):>10}  in all"
+
+
+def _timing(timing: Timing, needed: int) -> Iterator[str]:
+    from accord.engine.memory import gigabytes
+
+    yield f"Measured peak of three steps: {gigabytes(timing.peak)} ({timing.peak / needed - 1:+.0%})."
+    if timing.reference:
+        yield f"Reference log-probabilities, once: {_duration(timing.reference)}"
+    yield (
+        f"Training: {_duration(timing.training)} "
+        f"(by the faster and the slower of two steps: {_duration(timing.fastest)} to {_duration(timing.slowest)})"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
