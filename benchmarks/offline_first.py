@@ -1,7 +1,8 @@
 """How long a newcomer waits: from the start of the process to the end of the first optimiser step of SFT.
 
 Both sides read the same 1,595 demonstrations as one JSON-lines file and train `starter` on about 2,000 tokens a step:
-Accord by its command, TRL by a script of ten lines that packs them (`offline_trl.py first`). Nothing is cached from
+Accord by its command (without samples of the untrained model, which TRL does not write either), TRL by a script of ten
+lines that packs them (`offline_trl.py first`). Nothing is cached from
 round to round but the converted weights.
 """
 
@@ -40,7 +41,7 @@ def first_step(data: Path, tokenizer: Any, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             out = folder / f"run-{number}"
             ours = ["-m", "accord", "train", "sft", "--model", "starter", "--data", str(file), "--out", str(out)]
-            ours += ["--set", f"batch_size={_DOCUMENTS}"]
+            ours += ["--set", f"batch_size={_DOCUMENTS}", "--set", "samples=0"]
             seconds["accord"].append(_until(ours, lambda out=out: _has_line(out / "metrics.jsonl"), {}))  # type: ignore[misc]
             done = folder / f"trl-{number}"
             peer = [str(HERE / "offline_trl.py"), "first", str(file), str(done)]
