@@ -90,7 +90,8 @@ def write(path: Path, engine: Engine, rows: list[dict[str, float]]) -> None:
 
 def save_models(directory: Path) -> None:
     for architecture, reward in [("llama", False), ("qwen2", False), ("gpt2", False), ("llama", True)]:
-        model = tiny_model(architecture)
+        layers = {"n_layer" if architecture == "gpt2" else "num_hidden_layers": 2}
+        model = tiny_model(architecture, **layers)
         if reward:
             model.config.num_labels, model.config.pad_token_id = 1, 0
             torch.manual_seed(0)

@@ -121,7 +121,7 @@ def process_group() -> Iterator[None]:
         with _quiet() if rank() else nullcontext():
             yield
     except KeyboardInterrupt:
-        if rank():
+        if rank() or LAUNCHED in os.environ:
             raise SystemExit(128 + signal.SIGINT) from None
         raise
     except Exception as error:

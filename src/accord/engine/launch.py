@@ -37,7 +37,9 @@ def on_this_machine(arguments: Sequence[str], processes: int) -> int:
         KeyboardInterrupt: the job was stopped with Ctrl-C.
     """
     _require_devices(processes)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # its loggers have levels of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(

@@ -92,7 +92,8 @@ class _Root(nn.Module):
         self.model, self.network = network.model, network
 
     def forward(self, batch: MicroBatch, statistics: frozenset[str]) -> dict[str, Tensor]:
-        return self.network(batch, statistics).tensors()
+        # FSDP hangs its hooks on what is returned, and a view could lose them.
+        return {name: values.clone() for name, values in self.network(batch, statistics).tensors().items()}
 
 
 def everywhere(said: Said) -> Said:
