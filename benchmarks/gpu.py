@@ -282,7 +282,7 @@ def _trl(task: str, model: str, rows: list[list[str]]) -> dict[str, Any]:
                 "num_train_epochs": 1,
             }
         else:
-            options |= {"max_steps": steps}
+            options |= {"max_steps": steps, "max_length": 2 * PACK}  # longer than any row: none is cut or left out
         if kind == "DPO":
             options |= {"precompute_ref_log_probs": True}
         trainer_class: Any = getattr(trl, f"{kind}Trainer")
