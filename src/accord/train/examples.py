@@ -28,6 +28,7 @@ from accord.data.load import select
 from accord.data.problems import Problem
 from accord.data.rows import Rows, open_rows, size_of
 from accord.data.usable import Kind
+from accord.engine.distributed import rank
 from accord.errors import RowError
 from accord.files import disk_errors
 from accord.models.render import Renderer
@@ -197,7 +198,7 @@ def stream(spec: str, kind: Kind, renderer: Renderer, skipped: Path | None = Non
         MissingDataError, EmptyDataError, DataError: nothing to read.
     """
     place, name = split_format(spec)
-    with Progress("Index data", size_of(place), unit="converted rows") as progress:
+    with Progress("Index data", size_of(place), unit="converted rows", quiet=rank() > 0) as progress:
         rows = open_rows(place, cache_directory(), lambda mib, count: progress.advance(mib, work=count))
     return StreamedTrees(rows, kind, renderer, cache_directory(), name, skipped)
 
@@ -237,6 +238,8 @@ class _SkippedRows:
         if index in self.known:
             return
         self.known.add(index)
+        if rank() > 0:
+            return
         row = {"row": index, "source": str(problem.source), "rule": problem.rule, "what": problem.what}
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
