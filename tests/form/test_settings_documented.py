@@ -19,7 +19,8 @@ from accord.train.validation import ValidationConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 CLASSES = [
-    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("engine.sharding.", ShardingConfig), ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
+    ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("engine.sharding.", ShardingConfig),
+    ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
     ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
 ]  # fmt: skip
 

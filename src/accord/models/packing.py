@@ -76,8 +76,8 @@ def pack(
 
     A tree that is larger than the budget is cut into parts, each with the whole prompt and some branches; a single
     branch is never cut, so one that is too long stands alone. With `branching=False` (models whose attention cannot
-    branch) every part holds one branch and every micro-batch one part. `indices` picks trees; parts name them by their place in
-    `trees`.
+    branch) every part holds one branch and every micro-batch one part. `indices` picks trees; parts name them by their
+    place in `trees`.
     """
     parts = [
         part
