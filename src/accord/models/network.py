@@ -139,7 +139,7 @@ class Network(ABC):
         return state.hexdigest()
 
     def state(self) -> dict[str, Tensor]:
-        """What `save` writes, by name: whole tensors, in the host's memory. If weights are sharded, all ranks call it."""
+        """What `save` writes, by name: whole tensors in the host's memory. Sharded weights need a call on all ranks."""
         module = self.adapter or self.model
         names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         kept: dict[int, Tensor] = {}
