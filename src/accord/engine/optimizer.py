@@ -45,8 +45,8 @@ def build_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> 
     )
     for parameter in parameters:
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        optimizer.state[parameter] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": step, **moments}
     return optimizer
 
 
