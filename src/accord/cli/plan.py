@@ -57,7 +57,7 @@ def plan(
     lora
         Train low-rank adapters (and a reward model's score head) instead of all weights.
     """
-    from accord.cli.train import _load_network
+    from accord.cli.train import load_network
     from accord.config import parse_assignments
     from accord.data.load import is_rowwise, load
     from accord.data.rows import STREAM_ABOVE
@@ -77,7 +77,7 @@ def plan(
     from accord.train.examples import render, stream
     from accord.train.plan import make_plan
 
-    network = _load_network(model, view.network is RewardModel, settings, loaded.records)
+    network = load_network(model, view.network is RewardModel, settings, loaded.records)
     renderer = Renderer(network, settings.max_tokens)
     trees: Trees = stream(data, view.kind, renderer) if is_large else render(renderer, loaded.records)
     made = make_plan(network, trees, settings)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accord.train.examples import Trees
     from accord.types import Record
 
-__all__ = ["train"]
+__all__ = ["load_network", "train"]
 
 _STREAMED = (
     "More than {:,} rows: the others are read from disk, and checked, as training goes.\n"
@@ -174,7 +174,7 @@ def _train(
     from accord.train import train as train_one
     from accord.train.examples import StreamedTrees, render, stream
 
-    network = _load_network(model, view.network is RewardModel, settings, loaded.records)
+    network = load_network(model, view.network is RewardModel, settings, loaded.records)
     renderer = Renderer(network, settings.max_tokens)
     if is_large:
         loaded.records.clear()
@@ -202,7 +202,7 @@ def _train(
         print(f"Next: accord chat --model {run.model}")
 
 
-def _load_network(model: str, rewards: bool, settings: TrainConfig, records: Sequence[Record]) -> Network:
+def load_network(model: str, rewards: bool, settings: TrainConfig, records: Sequence[Record]) -> Network:
     """The network that the loss reads; a new reward model of ratings gets their attributes."""
     from accord.engine.distributed import load_device
     from accord.models.attributes import attributes_of
