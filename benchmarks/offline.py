@@ -83,7 +83,7 @@ def main() -> None:
     first = first_step(DATA / SOURCES["sft"], tokenizer, options.rounds) if options.first_step else None
     if options.write:
         write(results, first, HERE / "baselines", options.precision, options.rounds)
-    slower = [] if options.write else fallen(results, HERE / "baselines")
+    slower = [] if options.write else fallen(results, HERE / "baselines", options.precision)
     print(json.dumps(answer(results, first)))
     if slower:
         raise SystemExit("Under 80 % of the baseline: " + ", ".join(slower))

@@ -163,10 +163,11 @@ def answer(results: dict[str, Any], first: dict[str, Any] | None) -> dict[str, A
     return {**ratios, "memory": memory, "first_step": first and first["ratio"], **differences}
 
 
-def fallen(results: dict[str, Any], directory: Path) -> list[str]:
-    """Tasks whose ratio is under 80 % of this machine's baseline, where there is one."""
+def fallen(results: dict[str, Any], directory: Path, precision: str) -> list[str]:
+    """Tasks whose ratio is under 80 % of this machine's baseline, where there is one of this precision."""
     path = _baseline(directory)
-    before = json.loads(path.read_text(encoding="utf-8"))["ratio"] if path.exists() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = found["ratio"] if found.get("precision") == precision else {}
     now = answer(results, None)["ratio"]
     return [f"{task} {now[task]} (was {before[task]})" for task in now if now[task] < 0.8 * before.get(task, 0)]
 
