@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accord.engine.memory import Memory
-    from accord.train.examples import Trees
     from accord.train.plan import Data, Plan, Timing
 
 __all__ = ["lines", "plan"]
@@ -32,7 +31,7 @@ def plan(
     /,
     *,
     model: str,
-    data: str,
+    data: tuple[str, ...] = (),
     config: Path | None = None,
     set: tuple[str, ...] = (),
     lora: bool = False,
@@ -49,7 +48,7 @@ def plan(
     model
         Hub id, directory, or `starter`.
     data
-        File (jsonl, csv, parquet, also .gz), directory, or hub id.
+        File (jsonl, csv, parquet, also .gz), directory, or hub id; of several, DATA=WEIGHT each.
     config
         TOML file with settings over the recipe's.
     set
@@ -57,29 +56,20 @@ def plan(
     lora
         Train low-rank adapters (and a reward model's score head) instead of all weights.
     """
+    from accord.cli.examples import Examples, settings_of
     from accord.cli.train import load_network
-    from accord.config import parse_assignments
-    from accord.data.load import is_rowwise, load
-    from accord.data.rows import STREAM_ABOVE
-    from accord.train import resolve, view_of
+    from accord.train import view_of
 
-    extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(set) else {}
-    settings = resolve(recipe, config, set, extra)
+    settings = settings_of(recipe, data, config, set, lora=lora)
     view = view_of(settings)
-    may_stream = view.kind not in ("labels", "ratings") and is_rowwise(data)
-    loaded = load(data, view.kind, STREAM_ABOVE + 1 if may_stream else None)
-    is_large = may_stream and len(loaded.records) > STREAM_ABOVE
-    if not is_large:
-        print(loaded.summary())
+    examples = Examples(data, settings, view.kind)
 
     from accord.models.network import RewardModel
     from accord.models.render import Renderer
-    from accord.train.examples import render, stream
     from accord.train.plan import make_plan
 
-    network = load_network(model, view.network is RewardModel, settings, loaded.records)
-    renderer = Renderer(network, settings.max_tokens)
-    trees: Trees = stream(data, view.kind, renderer) if is_large else render(renderer, loaded.records)
+    network = load_network(model, view.network is RewardModel, settings, examples.records)
+    trees = examples.trees(Renderer(network, settings.max_tokens))
     made = make_plan(network, trees, settings)
     print("\n".join(lines(made)))
     return 0 if made.fits else 1

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accord.data.usable import Kind
-from accord.errors import ConfigError
 
 if TYPE_CHECKING:
     from accord.data.write import Changes
@@ -72,8 +71,9 @@ def mix(*, data: tuple[str, ...], out: Path, rows: int | None = None, seed: int 
         Draw rows of a data set that is too small for its share more than once.
     """
     from accord.data.mix import mix as write
+    from accord.data.mix import read_shares
 
-    parts = write(_weights(data), out, rows, seed, again=again)
+    parts = write(read_shares(data), out, rows, seed, again=again)
     total = sum(part.drawn for part in parts.values())
     for spec, part in parts.items():
         times = f", {part.drawn / part.rows:.2f} times" if part.drawn > part.rows else ""
@@ -107,21 +107,3 @@ def _say(changes: Changes, out: Path) -> None:
 
     listed = changes_of(out)
     print(f"{out}" + (f"; what was dropped or left out: {listed}" if listed.exists() else ""))
-
-
-def _weights(assignments: tuple[str, ...]) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for assignment in assignments:
-        spec, _, number = assignment.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = None
-        if not spec or weight is None:
-            raise ConfigError(f"{assignment!r} has no weight.", where="--data", fix="Write e.g. --data a.jsonl=0.7")
-        if spec in weights:
-            raise ConfigError(
-                f"{spec!r} is given twice.", where="--data", fix="Give it once, with the sum of its weights."
-            )
-        weights[spec] = weight
-    return weights

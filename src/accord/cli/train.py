@@ -11,19 +11,12 @@ from accord.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from accord.errors import RowError
     from accord.models.network import Network
     from accord.models.render import Renderer
     from accord.train import TrainConfig
-    from accord.train.examples import Trees
     from accord.types import Record
 
 __all__ = ["load_network", "train"]
-
-_STREAMED = (
-    "More than {:,} rows: the others are read from disk, and checked, as training goes.\n"
-    "To check them all beforehand: accord data check --data {}"
-)
 
 
 def train(
@@ -31,8 +24,8 @@ def train(
     /,
     *,
     model: str,
-    data: str,
     out: Path,
+    data: tuple[str, ...] = (),
     config: Path | None = None,
     set: tuple[str, ...] = (),
     lora: bool = False,
@@ -54,10 +47,11 @@ def train(
         What to do: the name of a recipe.
     model
         Hub id, directory, or `starter`.
-    data
-        File (jsonl, csv, parquet, also .gz), directory, or hub id.
     out
         Run directory; must be new unless --resume.
+    data
+        File (jsonl, csv, parquet, also .gz), directory, or hub id. Of several, DATA=WEIGHT each: rows are drawn in
+        these shares, e.g. --data a.jsonl=0.7 --data b.jsonl=0.3; or the same in [data] of --config.
     config
         TOML file with settings over the recipe's.
     set
@@ -105,11 +99,17 @@ def _start_job(recipe: str, options: dict[str, Any], processes: int, launcher: s
         raise ConfigError("This process is one of a job already.", where=f"--processes {processes}", fix=fix)
     if launcher == "ray":
         Run(options["out"]).require_free(resume=options["resume"])
-        places = {name: Path(options[name]).absolute() for name in ("model", "data") if Path(options[name]).exists()}
+        places = {"model": _absolute(options["model"]), "data": tuple(map(_absolute, options["data"]))}
         files = {name: options[name].absolute() for name in ("out", "config", "deepspeed") if options[name]}
         command = _command(recipe, options | places | files | {"resume": True})
         return launch.on_ray(run, command, processes, options["out"])
     return launch.on_this_machine(_command(recipe, options), processes)
+
+
+def _absolute(word: str) -> str:
+    """PATH or PATH=WEIGHT as it reads in another working directory; what names no path stays as it is."""
+    path = word if Path(word).exists() else word.rpartition("=")[0]
+    return f"{Path(path).absolute()}{word[len(path) :]}" if path and Path(path).exists() else word
 
 
 def _command(recipe: str, options: dict[str, Any]) -> list[str]:
@@ -129,7 +129,7 @@ def _train(
     recipe: str,
     *,
     model: str,
-    data: str,
+    data: tuple[str, ...],
     out: Path,
     config: Path | None,
     set: tuple[str, ...],
@@ -138,54 +138,39 @@ def _train(
     skip_bad: bool,
     deepspeed: Path | None,
 ) -> None:
-    from accord.config import parse_assignments
-    from accord.data.load import is_rowwise, load
-    from accord.data.rows import STREAM_ABOVE
+    from accord.cli.examples import Examples, settings_of
     from accord.losses import LabelConfig
-    from accord.train import bind_loss, resolve, view_of
+    from accord.train import bind_loss, view_of
     from accord.train.deepspeed import read_deepspeed
     from accord.types import LabelledCompletion
 
-    extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(set) else {}
     base: dict[str, Any] = {}
     if deepspeed:
         base, idle = read_deepspeed(deepspeed)
         if idle:
             print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
-    settings = resolve(recipe, config, set, extra, base)
+    settings = settings_of(recipe, data, config, set, base, lora=lora)
     view = view_of(settings)
     # The data is read before the model is loaded: a faulty row costs seconds, not minutes.
-    # Labels and ratings are looked at all together (how many are good, on which scale), so they stay in memory.
-    may_stream = view.kind not in ("labels", "ratings") and is_rowwise(data)
-    loaded = load(data, view.kind, STREAM_ABOVE + 1 if may_stream else None, skip_bad=skip_bad)
-    is_large = may_stream and len(loaded.records) > STREAM_ABOVE
-    if is_large and "left-out" in loaded.dropped:
-        # What a format leaves out on purpose is counted, so everything is read.
-        is_large, loaded = False, load(data, view.kind, skip_bad=skip_bad)
-    print(_STREAMED.format(STREAM_ABOVE, data) if is_large else loaded.summary())
+    examples = Examples(data, settings, view.kind, skip_bad=skip_bad)
     loss_config = bind_loss(settings).config
     if isinstance(loss_config, LabelConfig):
-        labels = [record.label for record in loaded.records if isinstance(record, LabelledCompletion)]
+        labels = [record.label for record in examples.records if isinstance(record, LabelledCompletion)]
         print(loss_config.balance(sum(labels), len(labels) - sum(labels)))
 
     from accord.models.network import RewardModel
     from accord.models.render import Renderer
     from accord.train import Run, provenance, train_ensemble
     from accord.train import train as train_one
-    from accord.train.examples import StreamedTrees, render, stream
+    from accord.train.examples import StreamedTrees
 
-    network = load_network(model, view.network is RewardModel, settings, loaded.records)
+    network = load_network(model, view.network is RewardModel, settings, examples.records)
     renderer = Renderer(network, settings.max_tokens)
-    if is_large:
-        loaded.records.clear()
-        trees: Trees = stream(data, view.kind, renderer, out / "skipped.jsonl" if skip_bad else None)
-    else:
-        bad: list[RowError] = []
-        trees = render(renderer, loaded.records, bad if skip_bad else None)
-        for error in bad:
-            print(f"Left out: {error}")
+    trees = examples.trees(renderer, out / "skipped.jsonl" if skip_bad else None)
+    if not examples.large:
         _say_cut(renderer.truncated, "completions", renderer)
-    run = Run.open(out, settings, provenance(network, model, data, trees, settings.seed), resume=resume)
+    facts = provenance(network, model, examples.name, trees, settings.seed)
+    run = Run.open(out, settings, facts, resume=resume)
     if run.finished:
         print(f"This run is finished: {run.model}")
         return

@@ -22,7 +22,7 @@ from accord.errors import DataError, EmptyDataError
 from accord.files import atomic_file
 from accord.types import Source
 
-__all__ = ["STREAM_ABOVE", "Rows", "open_rows", "size_of"]
+__all__ = ["STREAM_ABOVE", "JoinedRows", "Rows", "open_rows", "size_of"]
 
 STREAM_ABOVE = 20_000
 """Data of more rows than this is not held in memory."""
@@ -73,7 +73,7 @@ def open_rows(spec: str, cache: Path, on_progress: OnProgress = lambda *_: None)
     if files is None:
         rows = _Dataset(*open_dataset(spec))
     else:
-        rows = _Joined([_open(path, cache, on_progress) for path in files])
+        rows = JoinedRows([_open(path, cache, on_progress) for path in files])
     if not len(rows):
         raise EmptyDataError("There is no row to read.", where=spec, fix="Check that this is the file you meant.")
     return rows
@@ -127,7 +127,7 @@ class _Converted(_Lines):
         return source, Problem(problem[0], source, problem[1], problem[2]) if problem else row
 
 
-class _Joined(Rows):
+class JoinedRows(Rows):
     """Several files, one after the other."""
 
     def __init__(self, parts: Iterable[Rows]) -> None:

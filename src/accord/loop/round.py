@@ -87,6 +87,8 @@ class Round:
         if config.sampling.temperature != 1.0:
             fix = "Set temperatures, e.g. --set temperatures=[0.5,1.0]"
             raise ConfigError("A round takes no single temperature.", where="sampling.temperature", fix=fix)
+        if config.reward.data or config.dpo.data:
+            raise ConfigError("A round makes its data itself.", where="reward.data, dpo.data", fix="Leave it out.")
         require_trackers([*config.reward.trackers, *config.dpo.trackers])
         if config.reward_prompts >= len(self.prompts):
             fix = "Set reward_prompts below train_prompts."

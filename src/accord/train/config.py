@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -29,6 +29,9 @@ class TrainConfig(Config):
 
     loss: dict[str, Any]
     """`name` and the settings of that loss."""
+    data: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, min_length=1)
+    """Several data sets and the weight of each: rows are drawn in these shares, by the seed, as `accord data mix` draws
+    them (default: the one given with --data)."""
     epochs: int = Field(1, gt=0)
     batch_size: int = Field(8, gt=0)
     """Prompts per optimiser step."""

@@ -25,6 +25,7 @@ import numpy as np
 import accord
 from accord.data.formats import split_format
 from accord.data.load import select
+from accord.data.mix import MixedRows
 from accord.data.problems import Problem
 from accord.data.rows import Rows, open_rows, size_of
 from accord.data.usable import Kind
@@ -191,15 +192,27 @@ def batches(trees: Trees, order: Iterable[Sequence[int]]) -> Generator[list[Tree
         pool.shutdown(cancel_futures=True)
 
 
-def stream(spec: str, kind: Kind, renderer: Renderer, skipped: Path | None = None) -> StreamedTrees:
-    """Index what `spec` names, with progress; see `StreamedTrees`.
+def stream(
+    data: str | Mapping[str, float], kind: Kind, renderer: Renderer, skipped: Path | None = None, seed: int = 0
+) -> StreamedTrees:
+    """Index the data with progress; see `StreamedTrees`.
+
+    Args:
+        data: a data set, or several and their shares, which are drawn with the seed.
 
     Raises:
         MissingDataError, EmptyDataError, DataError: nothing to read.
     """
-    place, name = split_format(spec)
-    with Progress("Index data", size_of(place), unit="converted rows", quiet=rank() > 0) as progress:
-        rows = open_rows(place, cache_directory(), lambda mib, count: progress.advance(mib, work=count))
+    places, name = [*data], None
+    if isinstance(data, str):
+        place, name = split_format(data)
+        places = [place]
+    with Progress("Index data", sum(map(size_of, places)), unit="converted rows", quiet=rank() > 0) as progress:
+        parts = {
+            place: open_rows(place, cache_directory(), lambda mib, count: progress.advance(mib, work=count))
+            for place in places
+        }
+    rows = parts[places[0]] if isinstance(data, str) else MixedRows(parts, data, seed)
     return StreamedTrees(rows, kind, renderer, cache_directory(), name, skipped)
 
 

@@ -1,0 +1,122 @@
+"""What `accord train` and `accord plan` learn from: one data set, or several in shares, in memory or from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accord.data.usable import Kind
+    from accord.errors import RowError
+    from accord.models.render import Renderer
+    from accord.train import TrainConfig
+    from accord.train.examples import Trees
+    from accord.types import Record
+
+__all__ = ["Examples", "settings_of"]
+
+_STREAMED = (
+    "More than {:,} rows: the others are read from disk, and checked, as training goes.\n"
+    "To check them all beforehand: accord data check --data {}"
+)
+
+
+def settings_of(
+    recipe: str,
+    data: Sequence[str],
+    config: Path | None,
+    assignments: Sequence[str],
+    base: Mapping[str, Any] | None = None,
+    *,
+    lora: bool,
+) -> TrainConfig:
+    """The settings of a run, with the shares of its data where --data gives several.
+
+    Raises:
+        ConfigError: a wrong setting; or data is named nowhere, or in two places.
+    """
+    from accord.config import parse_assignments
+    from accord.data.mix import read_shares
+    from accord.train import resolve
+
+    extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(assignments) else {}
+    settings = resolve(recipe, config, assignments, extra, base)
+    if settings.data is None and not data:
+        fix = "Give --data FILE, or several with their weights: --data a.jsonl=0.7 --data b.jsonl=0.3"
+        raise ConfigError("No data is named.", where="--data", fix=fix)
+    if settings.data and data:
+        what = f"The settings name data already: {', '.join(settings.data)}."
+        raise ConfigError(what, where="--data", fix="Leave out --data, or [data] in the settings.")
+    if len(data) > 1:
+        settings = resolve(recipe, config, assignments, extra | {"data": read_shares(data)}, base)
+    return settings
+
+
+class Examples:
+    """The data of a run, read; what was read and drawn is printed.
+
+    Labels and ratings are looked at all together (how many are good, on which scale), so they stay in memory.
+
+    Attributes:
+        name: what the user called it.
+        records: all that is trained on, in order; of large data some, to know its kind by.
+        large: whether the rows are read from disk as training goes.
+    """
+
+    def __init__(self, data: Sequence[str], settings: TrainConfig, kind: Kind, *, skip_bad: bool = False) -> None:
+        from accord.data.load import is_rowwise, load
+        from accord.data.mix import check_shares, mix_records
+        from accord.data.rows import STREAM_ABOVE
+
+        self.kind, self.seed = kind, settings.seed
+        self.shares = check_shares(settings.data) if settings.data else {}
+        self.name = ", ".join(f"{spec}={weight:g}" for spec, weight in self.shares.items()) or data[0]
+        specs = list(self.shares) or [data[0]]
+        may_stream = kind not in ("labels", "ratings") and all(map(is_rowwise, specs))
+        limit = STREAM_ABOVE + 1 if may_stream else None
+        loaded = {spec: load(spec, kind, limit, skip_bad=skip_bad) for spec in specs}
+        self.large = may_stream and any(len(each.records) > STREAM_ABOVE for each in loaded.values())
+        if self.large and any("left-out" in each.dropped for each in loaded.values()):
+            # What a format leaves out on purpose is counted, so everything is read.
+            self.large, loaded = False, {spec: load(spec, kind, skip_bad=skip_bad) for spec in specs}
+        self.records: list[Record] = [record for each in loaded.values() for record in each.records]
+        if self.large:
+            large = [spec for spec, each in loaded.items() if len(each.records) > STREAM_ABOVE]
+            print(_STREAMED.format(STREAM_ABOVE, large[0]))
+        elif self.shares:
+            for spec, each in loaded.items():
+                print(f"{spec}: {each.summary()}")
+            parts = {spec: each.records for spec, each in loaded.items()}
+            self.records, counts = mix_records(parts, self.shares, self.seed)
+            self._say_shares(counts)
+        else:
+            print(loaded[specs[0]].summary())
+
+    def trees(self, renderer: Renderer, skipped: Path | None = None) -> Trees:
+        """The records as trees.
+
+        Args:
+            skipped: leave out rows that cannot be used; of data that streams, they are listed in this file.
+        """
+        from accord.data.mix import MixedRows
+        from accord.train.examples import render, stream
+
+        if self.large:
+            self.records.clear()
+            trees = stream(self.shares or self.name, self.kind, renderer, skipped, self.seed)
+            if isinstance(trees.rows, MixedRows):
+                self._say_shares(trees.rows.counts)
+            return trees
+        bad: list[RowError] = []
+        made = render(renderer, self.records, bad if skipped else None)
+        for error in bad:
+            print(f"Left out: {error}")
+        return made
+
+    def _say_shares(self, counts: Mapping[str, int]) -> None:
+        total = sum(counts.values())
+        drawn = [f"{count:,} of {spec} ({count / total:.1%})" for spec, count in counts.items()]
+        print(f"Mixture of {total:,} rows: {', '.join(drawn)}")
