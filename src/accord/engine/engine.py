@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -29,13 +28,13 @@ from accord.engine.memory import TOKENS, MemoryModel, fit
 from accord.engine.optimizer import OptimizerConfig, build_optimizer
 from accord.engine.precision import Precision, autocast, resolve_precision
 from accord.engine.sharding import ShardedNetwork, ShardingConfig, everywhere
-from accord.engine.views import VIEWS, Said, drift, join
+from accord.engine.views import VIEWS, Said, drift, join, predicted
 from accord.errors import AccordError, ConfigError
 from accord.losses.records import BoundLoss
 from accord.models.controls import control_tree
 from accord.models.network import Network, whole
 from accord.models.packing import MicroBatch, pack
-from accord.models.trees import Tree
+from accord.models.trees import FloatArray, Tree
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -78,32 +77,53 @@ class Engine:
         if self.checkpointing:
             network.model.activation_checkpointing_enable()
 
-    @torch.no_grad()
-    def forward(self, trees: Sequence[Tree]) -> list[list[npt.NDArray[np.float32]]]:
+    def forward(self, trees: Sequence[Tree]) -> list[list[FloatArray]]:
         """What the network says of every branch of every tree, without gradients.
 
         Returns:
             For each tree and branch: log-probabilities [L] (zero where no loss is carried), or the score [1].
         """
+        answers = self.forward_statistics(trees)
+        return [[named["scores" if "scores" in named else "logprobs"] for named in answer] for answer in answers]
+
+    @torch.no_grad()
+    def forward_statistics(
+        self, trees: Sequence[Tree], statistics: frozenset[str] = frozenset()
+    ) -> list[list[dict[str, FloatArray]]]:
+        """What the network says of every branch of every tree, by name, without gradients.
+
+        Args:
+            statistics: what is wanted of a policy beside log-probabilities: `constant_entropy`, `values` and what else
+                `accord.losses.records` names.
+
+        Returns:
+            For each tree and branch: `logprobs` and the statistics, [L] each (zero where no loss is carried); of a
+            critic, `values` [L]; of a reward model, `scores` [1].
+        """
         with self._evaluating():
-            said = self._everywhere(self._say(self._pack(trees)))
-        answers: list[list[npt.NDArray[np.float32]]] = [
-            [np.zeros(len(branch.tokens_L), np.float32) for branch in tree.branches] for tree in trees
-        ]
-        if said.outputs.scores_C is not None:
-            for (tree, branch), score in zip(said.owner_C, said.outputs.scores_C.cpu().numpy(), strict=True):
-                answers[tree][branch] = np.array([score], np.float32)
-        if said.outputs.logprobs_N is not None:
-            counts = torch.bincount(said.branch_N, minlength=len(said.owner_C)).tolist()
-            pieces = said.outputs.logprobs_N.cpu().split(counts)
-            for (tree, branch), values in zip(said.owner_C, pieces, strict=True):
-                mask_L = trees[tree].branches[branch].loss_mask_L.copy()
-                mask_L[0] &= len(trees[tree].prompt_P) > 0
-                answers[tree][branch][mask_L] = values.numpy()
+            said = self._everywhere(self._say(self._pack(trees), statistics))
+        answers: list[list[dict[str, FloatArray]]] = [[{} for _ in tree.branches] for tree in trees]
+        counts = torch.bincount(said.branch_N, minlength=len(said.owner_C)).tolist()
+        masks = [predicted(trees[tree], branch) for tree, branch in said.owner_C]
+        for name, values in said.outputs.tensors().items():
+            pieces = values.cpu().split(1 if name == "scores" else counts)
+            for (tree, branch), mask_L, piece in zip(said.owner_C, masks, pieces, strict=True):
+                answer = answers[tree][branch][name] = np.zeros(1 if name == "scores" else len(mask_L), np.float32)
+                answer[... if name == "scores" else mask_L] = piece.numpy()
         return answers
 
-    def forward_backward(self, trees: Sequence[Tree], bound: BoundLoss, passes: Passes = "auto") -> dict[str, float]:
+    def forward_backward(
+        self,
+        trees: Sequence[Tree],
+        bound: BoundLoss,
+        passes: Passes = "auto",
+        denominator: float | None = None,
+    ) -> dict[str, float]:
         """Add the gradient of the loss, averaged over all trees given, and return loss and metrics (same average).
+
+        Args:
+            denominator: what the weighted sum of the losses is divided by (default: the sum of the trees' weights).
+                Trees without a gradient can so be left out and keep their share. Metrics stay means over what is here.
 
         Raises:
             AccordError: the loss is not a finite number; the message names the rows.
@@ -114,9 +134,10 @@ class Engine:
         coupled = bound.loss.couples_rows and (len(batches) > 1 or world_size() > 1)
         coupled = coupled or (view.couples_branches and any(gather(cut)))
         two = passes == "two" or (passes == "auto" and coupled)
-        denominator = sum(view.weight(tree) for tree in trees)
-        if denominator == 0:
+        weight = sum(view.weight(tree) for tree in trees)
+        if weight == 0:
             raise AccordError("This step holds nothing to learn from.", where=_places(trees), fix=_CHECK)
+        denominator = weight if denominator is None else denominator
         control = self._control(trees) if view.controls else None
         totals: dict[str, Tensor] = {}
         if two:
@@ -193,14 +214,14 @@ class Engine:
     ) -> Tensor:
         """The part of the step's average loss that these completions give.
 
-        Adds to `totals` each metric's weighted sum and the weight of the rows that it speaks of.
+        Adds to `totals` this part of the loss, and each metric's weighted sum and the weight of the rows it speaks of.
         """
         if not said.owner_C:  # idle: nothing is learned, but the backward pass runs through the whole network
             return torch.stack([values.sum() for values in said.outputs.tensors().values()]).sum()
         record = VIEWS[bound.loss.inputs].build(trees, said)
         output = bound.loss.function(record, bound.config)
         loss = (record.weight * output.loss).sum() / denominator
-        _add(totals, "loss", loss.detach(), record.weight.sum() / denominator)
+        _add(totals, "loss", loss.detach(), torch.ones_like(loss))
         for name, values in output.metrics.items():
             rows = ~values.isnan()
             total = torch.where(rows, record.weight * values.detach(), 0).sum()
@@ -216,6 +237,7 @@ class Engine:
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = before[0] + total, before[1] + weight
         metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+        metrics["loss"] = sums["loss"][0]  # divided by the whole step's denominator already
         if bound.loss.derive is not None:
             metrics |= bound.loss.derive(metrics)
         if not np.isfinite(metrics["loss"]):

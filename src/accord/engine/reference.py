@@ -1,7 +1,7 @@
 """Reference log-probabilities: computed once, kept on disk, and attached to the trees.
 
-The key is (weights and configuration of the model, chat template, precision, every token and mask of the sample): a
-change in any of them misses the cache. One row per sample, so adding data computes the new samples only.
+The key is (weights and configuration of the model, chat template, precision, temperature, every token and mask of the
+sample): a change in any of them misses the cache. One row per sample, so adding data computes the new samples only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from accord.engine.engine import Engine
 from accord.errors import RunError
 from accord.files import disk_errors
 from accord.models.controls import control_tree
+from accord.models.network import Policy
 from accord.models.trees import Tree, with_reference
 
 __all__ = ["Reference", "attach_reference"]
@@ -114,7 +115,8 @@ def _with_reference(
 def _model_key(engine: Engine) -> str:
     template = str(engine.network.tokenizer.chat_template or "")
     digest = hashlib.blake2b(template.encode(), digest_size=16).hexdigest()
-    return f"{engine.network.fingerprint()}:{digest}:{engine.dtype}"
+    temperature = engine.network.temperature if isinstance(engine.network, Policy) else 1.0
+    return f"{engine.network.fingerprint()}:{digest}:{engine.dtype}:{temperature}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ pass: packing, accumulation and world size cannot change the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,17 @@ from accord.losses.records import (
     PairScores,
     PreferenceLogprobs,
     RatingScores,
+    Record,
+    ReferencedRolloutTokens,
+    RolloutTokens,
     TokenLogprobs,
+    ValueTokens,
 )
-from accord.models.network import Network, Outputs, Policy, RewardModel
+from accord.models.network import Critic, Network, Outputs, Policy, RewardModel
 from accord.models.packing import MicroBatch
-from accord.models.trees import Tree
+from accord.models.trees import FloatArray, Tree
 
-__all__ = ["VIEWS", "Said", "View", "drift", "join", "merge"]
+__all__ = ["VIEWS", "Said", "View", "drift", "join", "merge", "predicted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class Said:
 class View:
     """How to build one kind of record, and how much weight a tree has in it."""
 
-    build: Callable[[Sequence[Tree], Said], TokenLogprobs | PairLogprobs | LabelledLogprobs | PairScores | RatingScores]
+    build: Callable[[Sequence[Tree], Said], Record]
     weight: Callable[[Tree], float]
     couples_branches: bool
     """Whether a row of the record needs several branches of a tree."""
@@ -91,13 +95,13 @@ def _tokens(trees: Sequence[Tree], said: Said) -> TokenLogprobs:  # noqa: ARG001
 
 
 def _token_weight(tree: Tree) -> float:
-    return float(sum(int(_predicted(tree, k).sum()) for k in range(len(tree.branches))))
+    return float(sum(int(predicted(tree, k).sum()) for k in range(len(tree.branches))))
 
 
 def _pair_logprobs(trees: Sequence[Tree], said: Said) -> PairLogprobs:
     policy_C = said.completion_sums(_present(said.outputs.logprobs_N))
     # At least one, so that a mean over no token is zero.
-    lengths = [max(1, int(_predicted(trees[tree], k).sum())) for tree, k in said.owner_C]
+    lengths = [max(1, int(predicted(trees[tree], k).sum())) for tree, k in said.owner_C]
     length_C = torch.tensor(lengths, dtype=policy_C.dtype, device=policy_C.device)
     better_B, worse_B, weight_B, _ = _pairs(trees, said, policy_C)
     return PairLogprobs(
@@ -130,7 +134,7 @@ def _preferences(trees: Sequence[Tree], said: Said) -> PreferenceLogprobs:
     )
 
 
-def _predicted(tree: Tree, branch: int) -> npt.NDArray[np.bool_]:
+def predicted(tree: Tree, branch: int) -> npt.NDArray[np.bool_]:
     """Which tokens of a branch carry loss; without a prompt, nothing predicts the first one."""
     mask_L = tree.branches[branch].loss_mask_L.copy()
     mask_L[0] &= len(tree.prompt_P) > 0
@@ -140,7 +144,7 @@ def _predicted(tree: Tree, branch: int) -> npt.NDArray[np.bool_]:
 def _tails(trees: Sequence[Tree], said: Said, mine_B: Tensor, other_B: Tensor) -> Tensor:
     """Of each pair's `mine`, the log-ratio of policy to reference in tokens beyond the length of `other`: [B]."""
     logprobs_N = _present(said.outputs.logprobs_N)
-    reference = [_reference(trees[tree], k)[_predicted(trees[tree], k)] for tree, k in said.owner_C]
+    reference = [_reference(trees[tree], k)[predicted(trees[tree], k)] for tree, k in said.owner_C]
     ratio_N = logprobs_N - torch.from_numpy(np.concatenate(reference)).to(logprobs_N)
     length_C = [len(values) for values in reference]
     end_C = np.cumsum(length_C)
@@ -227,7 +231,69 @@ def _pair_weight(tree: Tree) -> float:
     return 1.0 if tree.pairs else 0.0
 
 
-def _reference(tree: Tree, branch: int) -> npt.NDArray[np.float32]:
+def _rollouts(trees: Sequence[Tree], said: Said) -> RolloutTokens:
+    logprobs_N, statistics = _present(said.outputs.logprobs_N), said.outputs.statistics
+    return RolloutTokens(
+        logprobs_N=logprobs_N,
+        behaviour_N=_carried(trees, said, "behaviour_L", logprobs_N),
+        advantage_N=_carried(trees, said, "advantage_L", logprobs_N),
+        weight_N=_weights(trees, said, logprobs_N),
+        completion_N=said.branch_N,
+        completions=len(said.owner_C),
+        reference_N=_column(trees, said, "reference_L", logprobs_N),
+        entropy_N=statistics.get("entropy", statistics.get("constant_entropy")),
+        values_N=statistics.get("values"),
+        old_values_N=_column(trees, said, "value_L", logprobs_N),
+        returns_N=_column(trees, said, "return_L", logprobs_N),
+    )
+
+
+def _referenced(trees: Sequence[Tree], said: Said) -> ReferencedRolloutTokens:
+    rows = _rollouts(trees, said)
+    _carried(trees, said, "reference_L", rows.logprobs_N)
+    return ReferencedRolloutTokens(**{field.name: getattr(rows, field.name) for field in fields(rows)})
+
+
+def _values(trees: Sequence[Tree], said: Said) -> ValueTokens:
+    values_N = _present(said.outputs.statistics.get("values"))
+    old_values_N, returns_N = (_carried(trees, said, name, values_N) for name in ("value_L", "return_L"))
+    return ValueTokens(values_N, old_values_N, returns_N, _weights(trees, said, values_N))
+
+
+def _token_weights(tree: Tree, branch: int) -> FloatArray:
+    weight_L = tree.branches[branch].weight_L
+    return np.ones(len(tree.branches[branch].tokens_L), np.float32) if weight_L is None else weight_L
+
+
+def _weights(trees: Sequence[Tree], said: Said, like: Tensor) -> Tensor:
+    return _join([_token_weights(trees[tree], k)[predicted(trees[tree], k)] for tree, k in said.owner_C], like)
+
+
+def _rollout_weight(tree: Tree) -> float:
+    return float(sum(_token_weights(tree, k)[predicted(tree, k)].sum(dtype=float) for k in range(len(tree.branches))))
+
+
+def _column(trees: Sequence[Tree], said: Said, name: str, like: Tensor) -> Tensor | None:
+    """What the branches carry under this name, of every loss token: [N], or None if they carry none."""
+    found = [getattr(trees[tree].branches[k], name) for tree, k in said.owner_C]
+    if any(values_L is None for values_L in found):
+        return None
+    masks = [predicted(trees[tree], k) for tree, k in said.owner_C]
+    return _join([values_L[mask_L] for values_L, mask_L in zip(found, masks, strict=True)], like)
+
+
+def _carried(trees: Sequence[Tree], said: Said, name: str, like: Tensor) -> Tensor:
+    column_N = _column(trees, said, name, like)
+    if column_N is None:
+        raise ValueError(f"This loss needs {name} of every branch (accord.models.trees.Branch).")
+    return column_N
+
+
+def _join(parts: Sequence[FloatArray], like: Tensor) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(like)
+
+
+def _reference(tree: Tree, branch: int) -> FloatArray:
     reference_L = tree.branches[branch].reference_L
     if reference_L is None:
         raise ValueError("This loss needs reference log-probabilities: see accord.engine.reference.")
@@ -254,4 +320,9 @@ VIEWS: dict[type, View] = {
     ),
     RatingScores: View(_rating_scores, _rating_weight, couples_branches=False, kind="ratings", network=RewardModel),
     PairScores: View(_pair_scores, _pair_weight, couples_branches=True, kind="preferences", network=RewardModel),
+    RolloutTokens: View(_rollouts, _rollout_weight, couples_branches=False, kind="prompts", network=Policy),
+    ReferencedRolloutTokens: View(
+        _referenced, _rollout_weight, couples_branches=False, kind="prompts", network=Policy, reference=True
+    ),
+    ValueTokens: View(_values, _rollout_weight, couples_branches=False, kind="prompts", network=Critic),
 }

@@ -23,7 +23,10 @@ from accord.losses.records import (
     PairScores,
     PreferenceLogprobs,
     RatingScores,
+    ReferencedRolloutTokens,
+    RolloutTokens,
     TokenLogprobs,
+    ValueTokens,
 )
 from accord.losses.regression import RegressionConfig, regression
 from accord.losses.sft import DFTConfig, SFTConfig, dft, sft
@@ -55,12 +58,15 @@ __all__ = [
     "PreferenceConfig",
     "PreferenceLogprobs",
     "RatingScores",
+    "ReferencedRolloutTokens",
     "RegressionConfig",
     "RobustConfig",
+    "RolloutTokens",
     "SFTConfig",
     "SigmoidNormConfig",
     "SimPOConfig",
     "TokenLogprobs",
+    "ValueTokens",
     "aot",
     "aot_unpaired",
     "apo_down",

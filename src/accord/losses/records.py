@@ -4,7 +4,8 @@ N = tokens that carry loss, B = pairs or labelled completions. Log-probabilities
 weight is 1 over the pairs of its prompt, so every prompt counts once however many completions it has.
 
 A loss that needs more of the head than the log-probability of the target names it (`Loss.statistics`), and finds it in
-its record, else None: `log_sum_squares`, log Σ_v p(v)² over the vocabulary, and `mean_logprob`, the mean of log p(v).
+its record, else None: `log_sum_squares`, log Σ_v p(v)² over the vocabulary, `mean_logprob`, the mean of log p(v),
+`entropy` and `constant_entropy`, −Σ_v p(v)·log p(v) with and without gradient, and `values`, those of a value head.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ __all__ = [
     "PairScores",
     "PreferenceLogprobs",
     "RatingScores",
+    "Record",
+    "ReferencedRolloutTokens",
+    "RolloutTokens",
     "TokenLogprobs",
+    "ValueTokens",
 ]
 
 
@@ -146,6 +151,68 @@ class RatingScores:
         return self.weight_R
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTokens:
+    """Tokens of sampled completions as the policy sees them now, and what is known since they were sampled.
+
+    How a step averages (over tokens, over completions, by a constant) stands in `weight_N` and in the step's
+    denominator, not in the loss.
+
+    Example: ``RolloutTokens(logprobs_N=…, behaviour_N=…, advantage_N=…, weight_N=…, completion_N=…, completions=8)``
+    """
+
+    logprobs_N: Tensor
+    behaviour_N: Tensor
+    """Log-probabilities of the policy that sampled."""
+    advantage_N: Tensor
+    weight_N: Tensor
+    completion_N: Tensor
+    """Which completion a token belongs to, 0 … `completions` − 1. A completion's tokens are all here."""
+    completions: int
+    reference_N: Tensor | None = None
+    """Log-probabilities of the reference model."""
+    entropy_N: Tensor | None = None
+    """With gradient or without, as the loss asks."""
+    values_N: Tensor | None = None
+    """What the value head says now of the state before each token, with gradient."""
+    old_values_N: Tensor | None = None
+    """What it said when the completion was sampled."""
+    returns_N: Tensor | None = None
+    """What it should have said."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self.weight_N
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferencedRolloutTokens(RolloutTokens):
+    """The same, with log-probabilities of the reference model always."""
+
+    reference_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTokens:
+    """Tokens of sampled completions as a separate critic sees them.
+
+    Example: ``ValueTokens(torch.tensor([0.2]), torch.tensor([0.1]), torch.tensor([1.0]), torch.ones(1))``
+    """
+
+    values_N: Tensor
+    old_values_N: Tensor
+    returns_N: Tensor
+    weight_N: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        return self.weight_N
+
+
+Record = TokenLogprobs | PairLogprobs | LabelledLogprobs | PairScores | RatingScores | RolloutTokens | ValueTokens
+"""What a loss can read."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossOutput:
     """The loss of every row (not yet weighted or averaged) and metrics of the same shape.
@@ -163,7 +230,7 @@ class Loss:
 
     function: Callable[[Any, Any], LossOutput]
     config: type[Config]
-    inputs: type[TokenLogprobs] | type[PairLogprobs] | type[LabelledLogprobs] | type[PairScores] | type[RatingScores]
+    inputs: type[Record]
     couples_rows: bool = False
     """Whether the loss of a row depends on other prompts' rows: then all of a step's rows are computed first."""
     derive: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None

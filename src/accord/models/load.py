@@ -1,4 +1,4 @@
-"""Load a policy or a reward model from a hub id, a directory, or `starter`."""
+"""Load a policy, a reward model or a critic from a hub id, a directory, or `starter`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from accord.models.allocator import keep_memory
 from accord.models.attention import ATTENTION
 from accord.models.attributes import Attribute
 from accord.models.fuse import fuse
-from accord.models.network import HEADS, KEY, Network, Policy, Pooling, RewardModel, RewardModelConfig
+from accord.models.network import HEADS, KEY, Critic, Network, Policy, Pooling, RewardModel, RewardModelConfig
 from accord.models.packing import pack
 from accord.models.starter import STARTER, starter_directory
 from accord.models.trees import Branch, Tree
 
-__all__ = ["default_device", "load_policy", "load_reward_model", "load_tokenizer"]
+__all__ = ["default_device", "load_critic", "load_policy", "load_reward_model", "load_tokenizer"]
 
 
 transformers.logging.set_verbosity_error()
@@ -105,6 +105,22 @@ def load_reward_model(
     network.freeze(settings.frozen_layers)
     network.dropout = settings.dropout
     return network
+
+
+def load_critic(name: str, tokenizer: Any, *, device: torch.device | None = None) -> Critic:
+    """Load a separate critic from a reward model, whose head becomes the value head, or from a language model.
+
+    Args:
+        tokenizer: the policy's. A critic reads the policy's tokens, so its own must be the same.
+
+    Raises:
+        ModelError: it cannot be found, has no score head, is an ensemble, or has other tokens.
+    """
+    network = load_reward_model(name, RewardModelConfig(), device=device)
+    if network.tokenizer.get_vocab() != tokenizer.get_vocab():
+        fix = "Start the critic from the policy, or from a reward model of the same family."
+        raise ModelError("Its tokens are not those of the policy.", where=f"critic {name}", fix=fix)
+    return Critic(network.model, network.tokenizer, branching=network.branching)
 
 
 def load_tokenizer(name: str, *, chat_template: str | None = None) -> Any:

@@ -15,8 +15,8 @@ from accord.models.gradients import gradient_sum
 
 __all__ = ["CONSTANT_STATISTICS", "Head", "kept_logits", "token_logprobs"]
 
-CONSTANT_STATISTICS = frozenset({"log_sum_squares"})
-"""Statistics of the head without a gradient; the others, `mean_logprob`, have one."""
+CONSTANT_STATISTICS = frozenset({"log_sum_squares", "constant_entropy"})
+"""Statistics of the head without a gradient; the others, `mean_logprob` and `entropy`, have one."""
 
 _CHUNK_BYTES = 16 << 20
 """Float32 logits of one chunk. Larger ones are no faster and leave larger holes in the heap."""
@@ -39,6 +39,11 @@ class Head:
         weight, bias = _cast(self.weight_VD, hidden_ND), self.bias_V
         return _logits(hidden_ND.to(weight.dtype), weight, bias, self.scale, self.softcap)
 
+    def at(self, temperature: float) -> Head:
+        """The head whose logits are divided by `temperature`, after the cap."""
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return Head(self.weight_VD, self.bias_V, scale=self.scale / temperature, softcap=softcap)
+
     def shape(self, product_NV: Tensor) -> Tensor:
         """Logits from the product h Wᵀ + b, where that was computed elsewhere."""
         return _shape(product_NV, self.scale, self.softcap)
@@ -51,7 +56,8 @@ def token_logprobs(
 
     Args:
         statistics: what else is wanted of the distribution p over the vocabulary, [N] each, from the same logits:
-            `log_sum_squares`, log Σ_v p(v)² (a constant), and `mean_logprob`, the mean of log p(v) (differentiable).
+            `log_sum_squares`, log Σ_v p(v)² (a constant), `mean_logprob`, the mean of log p(v) (differentiable),
+            `entropy`, −Σ_v p(v)·log p(v) in nats (differentiable), and `constant_entropy`, the same as a constant.
     """
     names = tuple(sorted(statistics))
     weight_VD = _cast(head.weight_VD.detach(), hidden_ND)
@@ -101,9 +107,9 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs_N[rows] = logits.gather(1, target_N[rows, None])[:, 0].float() - normaliser_N[rows]
             for name, values_N in others.items():
                 values_N[rows] = _STATISTICS[name](logits.float(), normaliser_N[rows])
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, normaliser_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, normaliser_N, others.get("entropy"))
         ctx.kept_NV, ctx.scale, ctx.softcap, ctx.table_VD = kept_NV, scale, softcap, table_VD
-        ctx.mean_at = names.index("mean_logprob") + 1 if "mean_logprob" in names else None
+        ctx.place = {name: place for place, name in enumerate(names, start=1)}
         ctx.mark_non_differentiable(*(others[name] for name in names if name in CONSTANT_STATISTICS))
         return logprobs_N, *others.values()
 
@@ -111,11 +117,13 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """∂ℓ/∂z = onehot(target) − softmax(z), then through the cap, the scale and the product.
 
-        The mean of log p over the vocabulary differs in its first term only: 1/V everywhere.
+        The mean of log p over the vocabulary differs in its first term only: 1/V everywhere. The entropy H has
+        ∂H/∂z = −p·(log p + H).
         """
-        hidden_ND, weight_VD, bias_V, target_N, normaliser_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, normaliser_N, entropy_N = ctx.saved_tensors
         grad_N, slope_NV = grads[0], ctx.kept_NV
-        mean_N = grads[ctx.mean_at] if ctx.mean_at is not None else None
+        mean_N = grads[ctx.place["mean_logprob"]] if "mean_logprob" in ctx.place else None
+        spread_N = grads[ctx.place["entropy"]] if "entropy" in ctx.place else None
         both_N = grad_N if mean_N is None else grad_N + mean_N
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         grad_hidden = torch.empty_like(hidden_ND)
@@ -126,7 +134,12 @@ class _TokenLogprobs(torch.autograd.Function):
                 if slope_NV is None
                 else slope_NV[rows]
             )
-            slope = (logits.float() - normaliser_N[rows, None]).exp_().mul_(-both_N[rows, None])
+            slope = logits.float() - normaliser_N[rows, None]
+            if spread_N is None:
+                slope.exp_().mul_(-both_N[rows, None])
+            else:
+                p = slope.exp()
+                slope.add_(entropy_N[rows, None]).mul_(-spread_N[rows, None]).sub_(both_N[rows, None]).mul_(p)
             if mean_N is not None:
                 slope.add_(mean_N[rows, None] / slope.shape[1])
             slope.scatter_add_(1, target_N[rows, None], grad_N[rows, None])
@@ -149,7 +162,14 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad_hidden, grad_table, None, grad_bias, None, None, None, None
 
 
+def _entropy(logits_NV: Tensor, normaliser_N: Tensor) -> Tensor:
+    logp_NV = logits_NV - normaliser_N[:, None]
+    return -torch.linalg.vecdot(logp_NV.exp(), logp_NV)
+
+
 _STATISTICS = {
+    "constant_entropy": _entropy,
+    "entropy": _entropy,
     "log_sum_squares": lambda logits_NV, normaliser_N: torch.logsumexp(2 * logits_NV, dim=-1) - 2 * normaliser_N,
     "mean_logprob": lambda logits_NV, normaliser_N: logits_NV.mean(-1) - normaliser_N,
 }

@@ -1,6 +1,6 @@
-"""The two networks that Accord trains: a policy (log-probabilities of tokens) and a reward model (a score).
+"""The networks that Accord trains: a policy (log-probabilities of tokens), a reward model (a score), a critic (values).
 
-Both wrap a transformers model whose attention branches (`accord.models.attention`), and both answer one question:
+All wrap a transformers model whose attention branches (`accord.models.attention`), and all answer one question:
 what does the network say of this packed micro-batch? Nothing else of the network is visible to a loss.
 
 T = packed tokens, N = tokens that carry loss, C = completions, D = hidden size.
@@ -17,18 +17,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from accord.config import Config
-from accord.errors import ConfigError
-from accord.files import atomic_directory, write_text
+from accord.errors import ConfigError, ModelError
+from accord.files import atomic_directory, atomic_file, write_text
 from accord.models.attributes import Attribute
 from accord.models.logprobs import CONSTANT_STATISTICS, Head, token_logprobs
 from accord.models.packing import MicroBatch
 
-__all__ = ["HEADS", "KEY", "Network", "Outputs", "Policy", "Pooling", "RewardModel", "RewardModelConfig", "whole"]
+__all__ = [
+    "HEADS",
+    "KEY",
+    "Critic",
+    "Network",
+    "Outputs",
+    "Policy",
+    "Pooling",
+    "RewardModel",
+    "RewardModelConfig",
+    "whole",
+]
 
 Pooling = Literal["last", "mean"]
 """What a score is read from: the last token of the completion, or the mean over the tokens of the completion."""
@@ -39,6 +51,9 @@ KEY = "accord"
 HEADS: dict[Pooling, str] = {"last": "score", "mean": "mean_score"}
 """The head's name, in the model and in its file. transformers has sequence classifiers read `score` at the last token:
 a library that loads a mean-pooled model finds no such head and says so, instead of giving other scores in silence."""
+
+_VALUE_HEAD = "value_head"
+"""The name of a policy's value head in the model. It is no part of the model's files: these load anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +143,18 @@ class Network(ABC):
             yield
 
     def fingerprint(self) -> str:
-        """A hash of the configuration and of every base weight (LoRA layers left out)."""
+        """A hash of the configuration and of every base weight (LoRA layers and a value head left out)."""
         state = hashlib.blake2b(digest_size=16)
         state.update(json.dumps(self.model.config.to_diff_dict(), sort_keys=True, default=str).encode())
         weights = {name.replace(".base_layer", ""): tensor for name, tensor in self.model.state_dict().items()}
-        for name in sorted(name for name in weights if "lora_" not in name):
+        for name in sorted(name for name in weights if "lora_" not in name and not _of_value_head(name)):
             state.update(name.encode())
             tensor = whole(weights[name].detach())
             state.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         return state.hexdigest()
 
     def state(self) -> dict[str, Tensor]:
-        """What `save` writes, by name: whole tensors in the host's memory. Sharded weights need a call on all ranks."""
+        """What is saved, by name: whole tensors in the host's memory. Sharded weights need a call on all ranks."""
         module = self.adapter or self.model
         names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         kept: dict[int, Tensor] = {}
@@ -152,11 +167,13 @@ class Network(ABC):
         return state
 
     def save(self, directory: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the model (or its adapter) and the tokenizer in Hugging Face format, atomically.
+        """Write the model (or its adapter) and the tokenizer in Hugging Face format, atomically; no value head.
 
         Args:
             state: the weights, where the model itself does not hold them whole.
         """
+        if hasattr(self.model, _VALUE_HEAD):
+            state = {name: tensor for name, tensor in (state or self.state()).items() if not _of_value_head(name)}
         with atomic_directory(directory) as temporary:
             (self.adapter or self.model).save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
@@ -186,7 +203,48 @@ class RewardModelConfig(Config):
 
 
 class Policy(Network):
-    """The model that is being aligned: a causal language model."""
+    """The model that is being aligned: a causal language model.
+
+    Attributes:
+        temperature: what logits are divided by before log-probabilities are taken of them: that at which completions
+            are sampled, so that what is trained is what was sampled. A sampler divides by its own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, branching: bool = True) -> None:
+        super().__init__(model, tokenizer, branching=branching)
+        self.temperature = 1.0
+
+    def add_value_head(self) -> None:
+        """Give it a second, linear head on the same trunk, for the value of the state before a token: zero at first."""
+        head = nn.Linear(self.model.config.get_text_config().hidden_size, 1, dtype=torch.float32, device=self.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        setattr(self.model, _VALUE_HEAD, head)
+
+    def save_value_head(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the value head as a safetensors file, atomically.
+
+        Args:
+            path: `critic.safetensors`, beside the model's directory.
+            state: what `state` returned, where the model itself does not hold its weights whole.
+        """
+        head = {name.rpartition(".")[2]: t for name, t in (state or self.state()).items() if _of_value_head(name)}
+        with atomic_file(path) as temporary:
+            safetensors.torch.save_file(head, temporary)
+
+    def load_value_head(self, path: Path) -> None:
+        """Add the value head that `save_value_head` wrote.
+
+        Raises:
+            ModelError: the file cannot be read, or belongs to a model of another size.
+        """
+        self.add_value_head()
+        try:
+            getattr(self.model, _VALUE_HEAD).load_state_dict(safetensors.torch.load_file(path))
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            message = str(error).strip().splitlines()[0]
+            fix = "Give the critic.safetensors that was written with this model."
+            raise ModelError(f"This value head cannot be loaded: {message}", where=str(path), fix=fix) from None
 
     @property
     def head(self) -> Head:
@@ -197,9 +255,16 @@ class Policy(Network):
         return Head(output.weight, getattr(output, "bias", None), scale=scale, softcap=softcap)
 
     def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:
-        """Log-probability of every loss token given what stands before it on its branch."""
+        """Log-probability of every loss token given what stands before it on its branch.
+
+        Where `statistics` asks for "values", also the value of the state before it: [N].
+        """
         rows_ND = self.hidden(batch)[batch.predictor_N]
-        logprobs_N, others = token_logprobs(self.head, rows_ND, batch.target_N, statistics)
+        head = self.head.at(self.temperature)
+        logprobs_N, others = token_logprobs(head, rows_ND, batch.target_N, statistics - {"values"})
+        if "values" in statistics:
+            with torch.autocast(rows_ND.device.type, enabled=False):
+                others["values"] = getattr(self.model, _VALUE_HEAD)(rows_ND.float())[:, 0]
         return Outputs(logprobs_N=logprobs_N, statistics=others)
 
 
@@ -254,11 +319,33 @@ class RewardModel(Network):
         pooled_CD = hidden_TD[batch.last_C].float() if self.pooling == "last" else _means(hidden_TD, batch)
         if self.dropout and self.model.training:
             pooled_CD = pooled_CD * _dropout(batch, self.dropout, pooled_CD)
-        with torch.autocast(pooled_CD.device.type, enabled=False):
-            scores_CA = self.head(pooled_CD)
-            weights_A = scores_CA.new_tensor([attribute.weight for attribute in self.attributes] or [1.0])
-            scores_C = scores_CA @ weights_A
+        scores_C, scores_CA = self._score(pooled_CD)
         return Outputs(scores_C=scores_C, statistics={"ratings": scores_CA} if "ratings" in statistics else {})
+
+    def _score(self, states_RD: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [R] and attributes [R, A] of float32 states."""
+        with torch.autocast(states_RD.device.type, enabled=False):
+            scores_RA = self.head(states_RD)
+            weights_A = scores_RA.new_tensor([attribute.weight for attribute in self.attributes] or [1.0])
+            return scores_RA @ weights_A, scores_RA
+
+
+class Critic(RewardModel):
+    """A reward model that is read before every token: the value of that state, in units of reward.
+
+    `accord.models.load.load_critic` makes one of a reward model (its head included) or of a language model (a head of
+    zeros); its files are a reward model's.
+    """
+
+    def __call__(self, batch: MicroBatch, statistics: frozenset[str] = frozenset()) -> Outputs:  # noqa: ARG002
+        """The statistic "values" alone: the value of the state before every loss token, [N]."""
+        values_N, _ = self._score(self.hidden(batch)[batch.predictor_N].float())
+        return Outputs(statistics={"values": values_N})
+
+
+def _of_value_head(name: str) -> bool:
+    """Whether a weight of this name belongs to a value head."""
+    return name.startswith(f"{_VALUE_HEAD}.") or f".{_VALUE_HEAD}." in name
 
 
 def _means(hidden_TD: Tensor, batch: MicroBatch) -> Tensor:

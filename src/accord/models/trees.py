@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from accord.types import Source
 
-__all__ = ["Branch", "IntArray", "Tree", "share_prompts", "with_reference"]
+__all__ = ["Branch", "FloatArray", "IntArray", "Tree", "share_prompts", "with_reference"]
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,9 +30,19 @@ class Branch:
     tokens_L: IntArray
     loss_mask_L: npt.NDArray[np.bool_]
     """Which tokens carry loss."""
-    reference_L: npt.NDArray[np.float32] | None = None
+    reference_L: FloatArray | None = None
     """Log-probabilities under the reference model in nats; zero where `loss_mask_L` is false."""
     truncated: bool = False
+    behaviour_L: FloatArray | None = None
+    """A rollout: log-probabilities in nats of the policy that sampled it, against which ratios are taken."""
+    advantage_L: FloatArray | None = None
+    """A rollout: how much better each token is than what was expected (`accord.advantages`)."""
+    weight_L: FloatArray | None = None
+    """A rollout: weight of each token in the step's loss (default: 1)."""
+    value_L: FloatArray | None = None
+    """A rollout: what the critic expected before each token when it was sampled, in units of reward."""
+    return_L: FloatArray | None = None
+    """A rollout: what the critic should have expected."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +102,7 @@ def share_prompts(trees: Sequence[Tree]) -> list[Tree]:
     ]
 
 
-def with_reference(tree: Tree, reference: Sequence[npt.NDArray[np.float32]]) -> Tree:
+def with_reference(tree: Tree, reference: Sequence[FloatArray]) -> Tree:
     """The same tree with reference log-probabilities, one array per branch."""
     branches = tuple(
         replace(branch, reference_L=values) for branch, values in zip(tree.branches, reference, strict=True)
