@@ -11,6 +11,8 @@ from accord.losses.labels import LabelConfig
 from accord.losses.margins import DiscoPOPConfig, EXOConfig, HingeConfig, IPOConfig, discopop, exo_pair, hinge, ipo
 from accord.losses.mixture import MixtureConfig, mixture
 from accord.losses.orpo import ORPOConfig, orpo
+from accord.losses.policy import CISPOConfig, PolicyConfig, PPOClipConfig, RatioConfig, cispo, ppo_clip, reinforce
+from accord.losses.ppo import PPOConfig, ValueConfig, ppo, value
 from accord.losses.preference import PairConfig, PreferenceConfig
 from accord.losses.records import (
     LOSSES,
@@ -37,6 +39,7 @@ __all__ = [
     "AOTConfig",
     "BoundLoss",
     "BradleyTerryConfig",
+    "CISPOConfig",
     "CPOConfig",
     "ControlledLogprobs",
     "DFTConfig",
@@ -52,12 +55,16 @@ __all__ = [
     "LossOutput",
     "MixtureConfig",
     "ORPOConfig",
+    "PPOClipConfig",
+    "PPOConfig",
     "PairConfig",
     "PairLogprobs",
     "PairScores",
+    "PolicyConfig",
     "PreferenceConfig",
     "PreferenceLogprobs",
     "RatingScores",
+    "RatioConfig",
     "ReferencedRolloutTokens",
     "RegressionConfig",
     "RobustConfig",
@@ -66,6 +73,7 @@ __all__ = [
     "SigmoidNormConfig",
     "SimPOConfig",
     "TokenLogprobs",
+    "ValueConfig",
     "ValueTokens",
     "aot",
     "aot_unpaired",
@@ -75,6 +83,7 @@ __all__ = [
     "bco",
     "bco_pair",
     "bradley_terry",
+    "cispo",
     "cpo",
     "dft",
     "discopop",
@@ -86,10 +95,14 @@ __all__ = [
     "mixture",
     "nca_pair",
     "orpo",
+    "ppo",
+    "ppo_clip",
     "regression",
+    "reinforce",
     "robust",
     "sft",
     "sigmoid_norm",
     "simpo",
     "sppo_hard",
+    "value",
 ]

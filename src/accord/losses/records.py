@@ -237,6 +237,8 @@ class Loss:
     """Further metrics from the means of a step, for what is no mean over rows."""
     statistics: frozenset[str] = frozenset()
     """What the record must hold beyond log-probabilities."""
+    only_advantage: bool = False
+    """Whether a token of advantage zero has no gradient, so that groups of nothing else can be left out of a step."""
     specialise: Callable[[Any], Loss] | None = None
     """The row under given settings, for a loss whose settings change what it reads."""
 
