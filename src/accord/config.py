@@ -100,8 +100,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def dump_toml(values: Mapping[str, Any], prefix: str = "") -> str:
-    """Write scalars, lists and nested tables as TOML."""
+def dump_toml(values: Mapping[Any, Any], prefix: str = "") -> str:
+    """Write scalars, lists and nested tables as TOML; a key that is a number becomes the name of that number."""
     scalars = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in scalars.items()]
@@ -112,7 +112,8 @@ def dump_toml(values: Mapping[str, Any], prefix: str = "") -> str:
     return text
 
 
-def _toml_key(key: str) -> str:
+def _toml_key(key: Any) -> str:
+    key = str(key)
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_string(key)
 
 

@@ -9,6 +9,8 @@ AccordError                   shown to the user as one message, never as a trace
 │   └── RowError              one row: wrong type, empty text, chosen equal to rejected, over the limit
 ├── ModelError                a model that cannot be found, loaded or used as asked
 │   └── ChatTemplateError     messages given to a model that has no chat template
+├── SamplerError              a sampler's server that cannot be reached, or answers what cannot be used
+│   └── StaleWeightsError     it serves other weights than those it was given
 ├── RunError                  a run directory that is taken, unfinished, or belongs to another configuration
 └── ResourceError             disk full, out of memory, missing optional package
 """
@@ -29,6 +31,8 @@ __all__ = [
     "ResourceError",
     "RowError",
     "RunError",
+    "SamplerError",
+    "StaleWeightsError",
     "UnknownNameError",
     "unknown_name",
 ]
@@ -77,6 +81,14 @@ class ModelError(AccordError, ValueError):
 
 class ChatTemplateError(ModelError):
     """Messages were given to a model that has no chat template."""
+
+
+class SamplerError(AccordError, RuntimeError):
+    """The server of a sampler cannot be reached, refuses a request, or answers what cannot be used."""
+
+
+class StaleWeightsError(SamplerError):
+    """A sampler serves other weights than those it was given."""
 
 
 class RunError(AccordError, RuntimeError):

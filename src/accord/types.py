@@ -7,7 +7,7 @@ template). Prompt and completion are always separate: nothing is ever guessed fr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "RatedCompletion",
     "Record",
     "Requirement",
+    "Reward",
     "Source",
     "StopReason",
 ]
@@ -75,6 +76,8 @@ class Requirement:
 class Prompt:
     """A prompt that awaits completions.
 
+    `answer` is the ground truth that verifiable rewards compare with, where there is one: a number, a text, unit tests.
+
     Example: ``Prompt("p-001", (Message("user", "Name a colour."),), (Requirement("max_words", {"count": 1}),))``
     """
 
@@ -82,6 +85,7 @@ class Prompt:
     content: Content
     requirements: tuple[Requirement, ...] = ()
     source: Source | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class Completion:
 
     `token_ids` includes the stop token if the model produced one. `logprobs` are those of the sampling distribution
     (after temperature and truncation), `raw_logprobs` those of the model at temperature 1; both in nats, one per token.
+    `policy_version` says which weights it was sampled from: it counts what a trainer has given its sampler.
 
     Example: ``Completion("p-001", "Blue", (21187, 2), (-0.4, -0.01), (-0.5, -0.02), "stop", temperature=0.8, seed=7)``
     """
@@ -102,6 +107,7 @@ class Completion:
     stop_reason: StopReason
     temperature: float
     seed: int
+    policy_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +192,21 @@ class Judgement:
     annotator: str
     kind: Literal["human", "ai", "simulated"]
     ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a completion is worth in training.
+
+    `parts` is what each reward function said of it, by name, before clipping and normalising. A function that failed
+    said None and has its reason in `failures`. `value` is the weighted sum; None if a function of any weight failed.
+
+    Example: ``Reward(None, {"exact_answer": 1.0, "judge": None}, {"judge": "timeout"})``
+    """
+
+    value: float | None
+    parts: Mapping[str, float | None]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 Record = Demonstration | PreferencePair | Ranking | LabelledCompletion | RatedCompletion | Prompt

@@ -19,9 +19,13 @@ WEIGHTS = st.lists(
 UNIFORM = st.one_of(st.floats(0.0, 1.0, exclude_max=True), st.just(np.nextafter(1.0, 0.0)), st.just(0.0))
 
 
-def shaping(rows, temperature=1.0, top_p=1.0, top_k=0):
+def shaping(rows, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, bias=None):
     return Shaping(
-        torch.full((rows,), float(temperature)), torch.full((rows,), float(top_p)), torch.full((rows,), int(top_k))
+        temperature_M=torch.full((rows,), float(temperature)),
+        top_p_M=torch.full((rows,), float(top_p)),
+        top_k_M=torch.full((rows,), int(top_k)),
+        min_p_M=torch.full((rows,), float(min_p)),
+        bias=bias,
     )
 
 
@@ -55,21 +59,23 @@ def test_equally_spaced_random_numbers_draw_every_token_in_proportion():
 @pytest.mark.parametrize("vocabulary", [7, 300])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 200])
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.95, 1.0])
-def test_what_is_kept_by_enumeration(vocabulary, top_k, top_p):
+@pytest.mark.parametrize("min_p", [0.0, 0.3])
+def test_what_is_kept_by_enumeration(vocabulary, top_k, top_p, min_p):
     """Flat rows make the first 128 hold less than top_p, so that the whole vocabulary is sorted."""
     generator = torch.Generator().manual_seed(vocabulary + top_k)
     logits = torch.randn(6, vocabulary, generator=generator) * torch.tensor([0.1, 0.1, 1.0, 1.0, 5.0, 5.0])[:, None]
-    lowest = thresholds(logits, torch.full((6,), top_p), torch.full((6,), top_k))
+    lowest = thresholds(logits, torch.full((6,), top_p), torch.full((6,), top_k), torch.full((6,), min_p))
     for row, low in zip(logits.double().numpy(), lowest.tolist(), strict=True):
         order = np.argsort(-row)[: top_k or None]
         mass = np.exp(row[order]) / np.exp(row[order]).sum()
         count = int(np.searchsorted(np.cumsum(mass), np.float32(top_p) - 1e-12)) + 1 if top_p < 1 else len(order)
-        assert set(np.flatnonzero(row >= low)) == set(order[:count])
+        likely = np.exp(row) >= np.float32(min_p) * np.exp(row).max()
+        assert set(np.flatnonzero(row >= low)) == set(order[:count]) & set(np.flatnonzero(likely))
 
 
 def test_ties_with_the_last_token_kept_are_kept():
     logits = torch.tensor([[3.0, 2.0, 2.0, 1.0]])
-    assert thresholds(logits, torch.tensor([1.0]), torch.tensor([2])).tolist() == [2.0]
+    assert thresholds(logits, torch.tensor([1.0]), torch.tensor([2]), torch.tensor([0.0])).tolist() == [2.0]
     tokens = {int(choose(logits, _uniform(u), shaping(1, top_k=2)).tokens_M[0]) for u in np.linspace(0, 0.999, 50)}
     assert tokens == {0, 1, 2}
 
@@ -86,19 +92,47 @@ def test_logprobs_are_those_of_the_shaped_and_of_the_raw_distribution():
 def test_rows_are_shaped_each_for_itself():
     logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     uniform = torch.full((4,), 0.6, dtype=torch.float64)
-    mixed = Shaping(
-        torch.tensor([0.0, 1.0, 0.7, 1.0]), torch.tensor([1.0, 1.0, 0.3, 0.99]), torch.tensor([0, 0, 0, 300])
-    )
+    temperatures, top_ps, top_ks, min_ps = [0.0, 1.0, 0.7, 1.0], [1.0, 1.0, 0.3, 0.99], [0, 0, 0, 300], [0.0, 0.1, 0, 0]
+    bias = (torch.tensor([1, 1, 3]), torch.tensor([5, 900, 7]), torch.tensor([6.0, -100.0, 3.0]))
+    mixed = Shaping(*map(torch.tensor, (temperatures, top_ps, top_ks, min_ps)), bias)
     together = choose(logits, uniform, mixed)
     for row in range(4):
         one = slice(row, row + 1)
+        mine = bias[0] == row
+        own = (torch.zeros_like(bias[0][mine]), bias[1][mine], bias[2][mine]) if mine.any() else None
         alone = choose(
-            logits[one], uniform[one], Shaping(mixed.temperature_M[one], mixed.top_p_M[one], mixed.top_k_M[one])
+            logits[one],
+            uniform[one],
+            shaping(1, temperatures[row], top_ps[row], top_ks[row], min_ps[row], own),
         )
         assert alone.tokens_M[0] == together.tokens_M[row]
         torch.testing.assert_close(alone.logprobs_M[0], together.logprobs_M[row])
     assert together.tokens_M[0] == logits[0].argmax()
     assert together.logprobs_M[0] == 0
+
+
+def test_min_p_keeps_what_is_likely_enough_after_the_temperature():
+    """(0.5, 0.3, 0.2) at temperature 0.5 is (25, 9, 4) / 38: 9 is more than a third of 25, 4 is not."""
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    choice = choose(logits, _uniform(0.999), shaping(1, temperature=0.5, min_p=1 / 3))
+    assert choice.tokens_M.tolist() == [1]
+    assert choice.logprobs_M.tolist() == pytest.approx([np.log(9 / 34)], abs=1e-6)
+    assert choose(logits, _uniform(0.999), shaping(1, min_p=1.0)).tokens_M.tolist() == [0]
+
+
+def test_a_bias_moves_the_sampling_distribution_and_not_the_models():
+    """log 6 on the last of (0.5, 0.3, 0.2): (5, 3, 12) / 20. The numbers given are left as they were."""
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    bias = (torch.tensor([0]), torch.tensor([2]), torch.tensor([float(np.log(6))]))
+    before = logits.clone()
+    sampled, greedy = (
+        choose(logits, _uniform(0.5), shaping(1, bias=bias)),
+        choose(logits, _uniform(0.5), shaping(1, temperature=0, bias=bias)),
+    )
+    assert sampled.tokens_M.tolist() == greedy.tokens_M.tolist() == [2]
+    assert sampled.logprobs_M.tolist() == pytest.approx([np.log(12 / 20)], abs=1e-6)
+    assert sampled.raw_logprobs_M.tolist() == greedy.raw_logprobs_M.tolist() == pytest.approx([np.log(0.2)], abs=1e-6)
+    assert torch.equal(logits, before)
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e30])

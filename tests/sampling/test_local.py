@@ -126,7 +126,16 @@ def test_a_completion_does_not_depend_on_its_company(policies):
 
 def check_company(sampler, config):
     requests = [
-        replace(request, temperature=(0.7, 1.3)[k % 2], top_p=(1.0, 0.8)[k // 2 % 2], top_k=(0, 20)[k // 4 % 2])
+        replace(
+            request,
+            temperature=(0.7, 1.3)[k % 2],
+            top_p=(1.0, 0.8)[k // 2 % 2],
+            top_k=(0, 20)[k // 4 % 2],
+            min_p=(0.0, 0.05)[k // 3 % 2],
+            logit_bias=({}, {40: 5.0, 41: -100.0})[k // 2 % 2],
+            stop=((), ("C", "DE"))[k // 5 % 2],
+            max_new_tokens=(None, 9)[k % 5 == 4],
+        )
         for k, request in enumerate(some_requests(prompts=4, each=3))
     ]
     together = sampler.sample(requests, config)
@@ -191,6 +200,41 @@ def test_every_stop_token_of_the_generation_settings_stops_and_stays_out_of_the_
         assert completion.text == policy.tokenizer.decode(completion.token_ids[:-1], skip_special_tokens=True)
 
 
+def test_a_request_has_settings_of_its_own(policies):
+    sampler = LocalSampler(policies("llama"), "float32")
+    plain = Request("p", (50, 60), seed=1)
+    own = replace(plain, logit_bias={77: 100.0}, max_new_tokens=3)
+    config = SamplingConfig(max_new_tokens=8, min_p=1.0)
+    usual, forced, likely = sampler.sample([plain, own, replace(plain, min_p=0.0)], config)
+    assert forced.token_ids == (77, 77, 77)
+    assert forced.stop_reason == "length"
+    assert forced.logprobs == pytest.approx((0.0,) * 3, abs=1e-6)
+    assert max(forced.raw_logprobs) < -0.5
+    assert usual.token_ids == sampler.sample([replace(plain, temperature=0.0)], config)[0].token_ids
+    assert likely.token_ids != usual.token_ids
+
+
+def test_every_token_is_told_as_it_is_sampled(policies):
+    told = {}
+    requests = some_requests(prompts=3, each=2)
+    completions = LocalSampler(policies("llama"), "float32").sample(
+        requests,
+        SamplingConfig(max_new_tokens=5, max_batch=4),
+        on_token=lambda index, token, logprob: told.setdefault(index, []).append((token, logprob)),
+    )
+    assert len(told) == len(requests)
+    for index, completion in enumerate(completions):
+        assert told[index] == list(zip(completion.token_ids, completion.logprobs, strict=True))
+
+
+def test_a_completion_says_which_weights_it_is_from(policies):
+    sampler = LocalSampler(policies("llama"), "float32")
+    request = Request("p", (50, 60), seed=1, max_new_tokens=2)
+    assert sampler.sample([request], SamplingConfig())[0].policy_version == 0
+    sampler.load(7, policies("llama"))
+    assert sampler.sample([request], SamplingConfig())[0].policy_version == 7
+
+
 def test_requests_for_prompts(policies):
     policy = policies("llama")
     prompts = [Prompt("a", (Message("user", "Name a colour."),)), Prompt("b", "Once upon a")]
@@ -239,6 +283,13 @@ def test_the_network_is_left_as_it_was(policies):
         (Request("p9", (5,), seed=-1), ConfigError, "p9: seed = -1"),
         (Request("p9", (5,), seed=0, temperature=-1.0), ConfigError, "p9: temperature"),
         (Request("p9", (5,), seed=0, top_p=0.0), ConfigError, "p9: top_p"),
+        (Request("p9", (5,), seed=0, min_p=1.5), ConfigError, "p9: min_p"),
+        (Request("p9", (5,), seed=0, stop=("",)), ConfigError, "p9: stop"),
+        (Request("p9", (5,), seed=0, max_new_tokens=0), ConfigError, "p9: max_new_tokens"),
+        (Request("p9", (5,), seed=0, max_new_tokens=600), DataError, "p9: 1 prompt tokens and 600 new ones"),
+        (Request("p9", (5,), seed=0, logit_bias={3: 101.0}), ConfigError, "p9: logit_bias"),
+        (Request("p9", (5,), seed=0, logit_bias={400: 1.0}), ConfigError, "p9: Token 400 does not exist"),
+        (Request("p9", (5, 259), seed=0), ConfigError, "p9: Token 259 does not exist"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_anything_is(policies, request_, error, message):

@@ -1,4 +1,4 @@
-"""Logits to tokens: temperature, top-k, top-p, and the inverse of the cumulative distribution at one random number.
+"""Logits to tokens: bias, temperature, truncation, and the inverse of the cumulative distribution at one random number.
 
 Drawing a random number per token of the vocabulary, as `multinomial` does, costs more than the whole network of a small
 model on a CPU; one per row is enough. Every row is computed by itself: the others cannot change it.
@@ -25,11 +25,14 @@ _PREFIX = 128
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shaping:
-    """Per row: temperature (0 is greedy), top_p (1 keeps all) and top_k (0 keeps all)."""
+    """Per row: temperature (0 is greedy), top_p (1 keeps all), top_k (0 keeps all) and min_p (0 keeps all)."""
 
     temperature_M: Tensor
     top_p_M: Tensor
     top_k_M: Tensor
+    min_p_M: Tensor
+    bias: tuple[Tensor, Tensor, Tensor] | None = None
+    """Rows, tokens and the numbers that are added to their logits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,15 +56,19 @@ def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
     logits_MV = logits_MV.float()
     greedy_M = shaping.temperature_M == 0
     raw_MV = torch.log_softmax(logits_MV, dim=-1)
+    if shaping.bias is not None:
+        rows, tokens, numbers = shaping.bias
+        logits_MV = logits_MV.index_put((rows, tokens), numbers, accumulate=True)
     shaped_MV = logits_MV
     if not bool((greedy_M | (shaping.temperature_M == 1)).all()):
         temperature_M1 = torch.where(greedy_M, 1.0, shaping.temperature_M)[:, None]
         # The largest logit becomes 0 first: however small the temperature, nothing overflows to +inf.
         shaped_MV = (logits_MV - logits_MV.amax(-1, keepdim=True)) / temperature_M1
-    cut = torch.nonzero((shaping.top_p_M < 1) | (shaping.top_k_M > 0))[:, 0]
+    cut = torch.nonzero((shaping.top_p_M < 1) | (shaping.top_k_M > 0) | (shaping.min_p_M > 0))[:, 0]
     if len(cut):
         lowest_M = shaped_MV.new_full((len(shaped_MV),), float("-inf"))
-        lowest_M[cut] = thresholds(shaped_MV[cut], shaping.top_p_M[cut], shaping.top_k_M[cut])
+        kept = (shaping.top_p_M[cut], shaping.top_k_M[cut], shaping.min_p_M[cut])
+        lowest_M[cut] = thresholds(shaped_MV[cut], *kept)
         shaped_MV = shaped_MV.masked_fill(shaped_MV < lowest_M[:, None], float("-inf"))
     probabilities_MV = torch.softmax(shaped_MV, dim=-1)
     if not bool(torch.isfinite(probabilities_MV.sum(-1)).all()):
@@ -109,10 +116,11 @@ def _first_above(cumulative_MN: Tensor, target_M1: Tensor) -> tuple[Tensor, Tens
     return index_M1, before_M1
 
 
-def thresholds(logits_MV: Tensor, top_p_M: Tensor, top_k_M: Tensor) -> Tensor:
+def thresholds(logits_MV: Tensor, top_p_M: Tensor, top_k_M: Tensor, min_p_M: Tensor) -> Tensor:
     """The lowest logit that is kept: the top_k most likely tokens, of these the fewest that hold top_p of their mass.
 
-    Tokens that tie with the last one kept are kept, too, so the result does not depend on the order of sorting.
+    And of these the ones at least min_p times as likely as the most likely one. Tokens that tie with the last one kept
+    are kept, too, so the result does not depend on the order of sorting.
     """
     size = logits_MV.shape[1]
     prefix_MN = logits_MV.topk(min(size, max(_PREFIX, int(top_k_M.max()))), dim=-1).values
@@ -125,7 +133,8 @@ def thresholds(logits_MV: Tensor, top_p_M: Tensor, top_k_M: Tensor) -> Tensor:
     short = torch.nonzero(~held_M & (top_p_M < 1))[:, 0]
     if len(short) and prefix_MN.shape[1] < size:
         lowest_M[short] = _cut(logits_MV[short].sort(dim=-1, descending=True).values, wanted_M[short])[0]
-    return torch.maximum(torch.where(top_p_M < 1, lowest_M, float("-inf")), kth_M)
+    lowest_M = torch.maximum(torch.where(top_p_M < 1, lowest_M, float("-inf")), kth_M)
+    return torch.maximum(lowest_M, highest_M1[:, 0] + min_p_M.log())
 
 
 def _cut(sorted_MN: Tensor, wanted_M: Tensor) -> tuple[Tensor, Tensor]:

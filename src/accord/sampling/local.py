@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,60 +23,86 @@ from accord.models.network import Policy
 from accord.sampling.choose import Shaping, choose
 from accord.sampling.decode import CachedDecoder, Decoder, Prefix, RecomputingDecoder
 from accord.sampling.request import Request, SamplingConfig, uniforms
+from accord.sampling.sampler import OnFinish, hash_weights
+from accord.sampling.stops import StopStrings, cut
 from accord.sampling.weights import cast_linears
 from accord.types import Completion, StopReason
 
-__all__ = ["LocalSampler"]
+__all__ = ["LocalSampler", "OnToken"]
 
 _PREFILL_TOKENS = 1024
 """Prompts are computed together up to this many tokens: enough to fill the processor, few enough for its memory."""
 
-OnFinish = Callable[[int, Completion], None]
+OnToken = Callable[[int, int, float], None]
+"""Called with the index of a request, a token of its completion and the token's log-probability, as it is sampled."""
 
 
 class LocalSampler:
-    """Samples from a policy as it stands: after an optimiser step, the next call samples from the new weights."""
+    """Samples from a policy as it stands: after an optimiser step, the next call samples from the new weights.
+
+    Attributes:
+        policy_version: what `load` said last; completions carry it.
+    """
 
     def __init__(self, policy: Policy, precision: Precision = "auto") -> None:
         """`precision` is that of the engine, so that log-probabilities are those of training."""
-        self.policy = policy
+        self.policy, self.policy_version = policy, 0
         self.dtype = resolve_precision(precision, policy.device)
         if not policy.branching:
             name = type(policy.model).__name__
             print(f"{name} cannot share prompts: sampling computes each sequence anew per token.", file=sys.stderr)
 
+    @property
+    def weights_hash(self) -> str:
+        """The hash of the weights as they are now, computed anew; a sharded policy needs a call on all ranks."""
+        return hash_weights(self.policy)
+
+    def load(self, version: int, policy: Policy, state: Mapping[str, Tensor] | None = None) -> None:  # noqa: ARG002
+        """Sample from this policy as it stands, under this version: its weights are used in place, not copied."""
+        self.policy, self.policy_version = policy, version
+
     def sample(
-        self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        *,
+        on_finish: OnFinish | None = None,
+        on_token: OnToken | None = None,
     ) -> list[Completion]:
         """Sample one completion per request, in the order of the requests.
 
         Args:
             on_finish: called with the index of a request and its completion as soon as that is finished.
+            on_token: called for every token of every completion, as it is sampled.
 
         Raises:
-            ConfigError: a request asks for a seed, temperature, top_p or top_k that does not exist.
+            ConfigError: a request asks for a seed, a setting or a token that does not exist.
             DataError: a prompt is empty, or with `max_new_tokens` longer than the model's context.
         """
-        for request in requests:
-            self._check(request, config)
+        settings = [request.settings(config) for request in requests]
+        for request, own in zip(requests, settings, strict=True):
+            self._check(request, own)
         with self._ready():
-            return _Run(self.policy, requests, config, on_finish).completions()
+            run = _Run(self.policy, requests, settings, config.max_batch)
+            run.version, run.on_finish, run.on_token = self.policy_version, on_finish, on_token
+            return run.completions()
 
-    def _check(self, request: Request, config: SamplingConfig) -> None:
-        where = f"prompt {request.prompt_id}"
+    def _check(self, request: Request, settings: SamplingConfig) -> None:
         if not request.prompt_ids:
-            raise DataError("This prompt has no tokens.", where=where, fix="Start with the model's first token.")
-        longest = len(request.prompt_ids) + config.max_new_tokens
+            fix = "Start with the model's first token."
+            raise DataError("This prompt has no tokens.", where=request.where, fix=fix)
+        longest = len(request.prompt_ids) + settings.max_new_tokens
         if longest > self.policy.context:
             what = (
-                f"{len(request.prompt_ids)} prompt tokens and {config.max_new_tokens} new ones are more than the "
+                f"{len(request.prompt_ids)} prompt tokens and {settings.max_new_tokens} new ones are more than the "
                 f"{self.policy.context} that the model was built for."
             )
-            raise DataError(what, where=where, fix="Shorten the prompt, or lower max_new_tokens.")
-        if not 0 <= request.seed < 1 << 128:
-            raise ConfigError(f"seed = {request.seed} is out of range.", where=where, fix="Use 0 to 2**128 - 1.")
-        overrides = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
-        SamplingConfig.build({key: value for key, value in overrides.items() if value is not None}, where=where)
+            raise DataError(what, where=request.where, fix="Shorten the prompt, or lower max_new_tokens.")
+        size = self.policy.head.weight_VD.shape[0]
+        unknown = [token for token in (*request.prompt_ids, *settings.logit_bias) if not 0 <= token < size]
+        if unknown:
+            what = f"Token {unknown[0]} does not exist: the model knows 0 to {size - 1}."
+            raise ConfigError(what, where=request.where, fix="Encode with the model's own tokenizer.")
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -97,9 +123,9 @@ class _Sequence:
 
     index: int
     request: Request
-    shape: tuple[float, float, int]
-    """Temperature, top_p, top_k."""
+    settings: SamplingConfig
     uniforms: npt.NDArray[np.float64]
+    stops: StopStrings | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     raw_logprobs: list[float] = field(default_factory=list)
@@ -114,20 +140,24 @@ class _Run:
     """One call of `sample`: sequence `live[m]` stands in slot m of the decoder."""
 
     def __init__(
-        self, policy: Policy, requests: Sequence[Request], config: SamplingConfig, on_finish: OnFinish | None
+        self, policy: Policy, requests: Sequence[Request], settings: Sequence[SamplingConfig], max_batch: int
     ) -> None:
-        self.policy, self.config, self.on_finish = policy, config, on_finish
+        self.policy, self.version = policy, 0
+        self.on_finish: OnFinish | None = None
+        self.on_token: OnToken | None = None
         self.head, self.output = policy.head, policy.model.get_output_embeddings()
         self.stop_ids = frozenset(policy.stop_ids)
-        self.slots = min(config.max_batch, max(len(requests), 1))
+        self.slots = min(max_batch, max(len(requests), 1))
         decoder = CachedDecoder if policy.branching else RecomputingDecoder
         self.decoder: Decoder = decoder(policy, self.slots)
         self.finished: list[Completion | None] = [None] * len(requests)
         self.live: list[_Sequence] = []
         self.entering: deque[tuple[Prefix, deque[_Sequence]]] = deque()
         groups: dict[tuple[int, ...], deque[_Sequence]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.prompt_ids, deque()).append(self._sequence(index, request))
+        for index, (request, own) in enumerate(zip(requests, settings, strict=True)):
+            stops = StopStrings(policy.tokenizer, own.stop) if own.stop else None
+            numbers = uniforms(request.seed, own.max_new_tokens)
+            groups.setdefault(request.prompt_ids, deque()).append(_Sequence(index, request, own, numbers, stops))
         self.waiting = deque(groups.items())
 
     def completions(self) -> list[Completion]:
@@ -139,15 +169,6 @@ class _Run:
                 positions = [sequence.cached for sequence in self.live]
                 self._extend(0, self.decoder.step(tokens, positions))
         return [completion for completion in self.finished if completion is not None]
-
-    def _sequence(self, index: int, request: Request) -> _Sequence:
-        config = self.config
-        shape = (
-            config.temperature if request.temperature is None else request.temperature,
-            config.top_p if request.top_p is None else request.top_p,
-            config.top_k if request.top_k is None else request.top_k,
-        )
-        return _Sequence(index, request, shape, uniforms(request.seed, config.max_new_tokens))
 
     def _admit(self) -> None:
         """Fill free slots, prompt by prompt, and sample the first token of what enters."""
@@ -182,43 +203,66 @@ class _Run:
     def _extend(self, first: int, hidden_MD: Tensor) -> None:
         """Sample a token for each of slots first, first + 1, …, and let the finished leave."""
         rows = self.live[first:]
-        device = hidden_MD.device
-        uniform_M = torch.tensor([row.uniforms[len(row.token_ids)] for row in rows], device=device)
-        temperatures, top_ps, top_ks = zip(*(row.shape for row in rows), strict=True)
-        shaping = Shaping(
-            temperature_M=torch.tensor(temperatures, dtype=torch.float32, device=device),
-            top_p_M=torch.tensor(top_ps, dtype=torch.float32, device=device),
-            top_k_M=torch.tensor(top_ks, device=device),
-        )
+        uniform_M = torch.tensor([row.uniforms[len(row.token_ids)] for row in rows], device=hidden_MD.device)
+        shaping = _shaping([row.settings for row in rows], hidden_MD.device)
         choice = choose(self.head.shape(self.output(hidden_MD)), uniform_M, shaping)
         tokens, logprobs = choice.tokens_M.tolist(), choice.logprobs_M.tolist()
         for row, token, logprob, raw in zip(rows, tokens, logprobs, choice.raw_logprobs_M.tolist(), strict=True):
             row.token_ids.append(token)
             row.logprobs.append(logprob)
             row.raw_logprobs.append(raw)
+            if self.on_token is not None:
+                self.on_token(row.index, token, logprob)
         # From the last slot down, so that the sequence that fills a gap is one that stays.
         for slot in range(len(self.live) - 1, first - 1, -1):
             row = self.live[slot]
-            stopped = row.token_ids[-1] in self.stop_ids
-            if stopped or len(row.token_ids) == self.config.max_new_tokens:
-                self._finish(row, "stop" if stopped else "length")
+            reason = self._ended(row)
+            if reason is not None:
+                self._finish(row, reason)
                 last = self.live.pop()
                 if last is not row:
                     self.decoder.move(len(self.live), slot, last.cached)
                     self.live[slot] = last
 
+    def _ended(self, row: _Sequence) -> StopReason | None:
+        if row.token_ids[-1] in self.stop_ids or (row.stops is not None and row.stops.met(row.token_ids)):
+            return "stop"
+        return "length" if len(row.token_ids) == row.settings.max_new_tokens else None
+
     def _finish(self, row: _Sequence, reason: StopReason) -> None:
-        spoken = row.token_ids[:-1] if reason == "stop" else row.token_ids
+        spoken = row.token_ids[:-1] if row.token_ids[-1] in self.stop_ids else row.token_ids
+        text: str = self.policy.tokenizer.decode(spoken, skip_special_tokens=True)
         completion = Completion(
             prompt_id=row.request.prompt_id,
-            text=self.policy.tokenizer.decode(spoken, skip_special_tokens=True),
+            text=cut(text, row.settings.stop),
             token_ids=tuple(row.token_ids),
             logprobs=tuple(row.logprobs),
             raw_logprobs=tuple(row.raw_logprobs),
             stop_reason=reason,
-            temperature=row.shape[0],
+            temperature=row.settings.temperature,
             seed=row.request.seed,
+            policy_version=self.version,
         )
         self.finished[row.index] = completion
         if self.on_finish is not None:
             self.on_finish(row.index, completion)
+
+
+def _shaping(rows: Sequence[SamplingConfig], device: torch.device) -> Shaping:
+    """How the logits of these rows become probabilities."""
+    biases = [(row, token, number) for row, own in enumerate(rows) for token, number in own.logit_bias.items()]
+    bias = None
+    if biases:
+        places, tokens, numbers = zip(*biases, strict=True)
+        bias = (
+            torch.tensor(places, device=device),
+            torch.tensor(tokens, device=device),
+            torch.tensor(numbers, dtype=torch.float32, device=device),
+        )
+    return Shaping(
+        temperature_M=torch.tensor([own.temperature for own in rows], dtype=torch.float32, device=device),
+        top_p_M=torch.tensor([own.top_p for own in rows], dtype=torch.float32, device=device),
+        top_k_M=torch.tensor([own.top_k for own in rows], device=device),
+        min_p_M=torch.tensor([own.min_p for own in rows], dtype=torch.float32, device=device),
+        bias=bias,
+    )
