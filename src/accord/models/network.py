@@ -27,6 +27,7 @@ from accord.errors import ConfigError, ModelError
 from accord.files import atomic_directory, atomic_file, write_text
 from accord.models.attributes import Attribute
 from accord.models.logprobs import CONSTANT_STATISTICS, Head, token_logprobs
+from accord.models.noise import embedding_noise
 from accord.models.packing import MicroBatch
 
 __all__ = [
@@ -99,11 +100,13 @@ class Network(ABC):
         tokenizer: its tokenizer.
         branching: whether its attention can branch; if not, every completion is computed with its own prompt.
         adapter: the peft model that holds the LoRA layers of `model`, or None.
+        noise: α of the noise that is added to the embeddings in training; 0 for none.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, branching: bool = True) -> None:
         self.model, self.tokenizer, self.branching = model, tokenizer, branching
         self.adapter: Any = None
+        self.noise = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +132,9 @@ class Network(ABC):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_T[None], "use_cache": False}
         if self.branching:
             inputs |= {"position_ids": batch.positions_T[None], "batch": batch}
-        result: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
+        noisy = self.noise and self.model.training
+        with embedding_noise(self.model, batch, self.noise) if noisy else nullcontext():
+            result: Tensor = self.model.base_model(**inputs).last_hidden_state[0]
         return result
 
     @abstractmethod

@@ -45,6 +45,9 @@ class TrainConfig(Config):
     """Optimiser steps between checkpoints; a killed run repeats at most this many."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's own chat template."""
+    neftune_alpha: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Noise on the input embeddings while training on demonstrations (NEFTune, Jain et al. 2024), which tries 5, 10 and
+    15; 0: none."""
     samples: int = Field(4, ge=0)
     """Training prompts of which samples.html shows what the model says before and after training; 0: no such page."""
     trackers: tuple[str, ...] = ()
@@ -115,6 +118,10 @@ def bind_loss(config: TrainConfig) -> BoundLoss:
         what = f"The loss {config.loss['name']!r} learns from no ratings, so these would be ignored."
         fix = "Remove them, or use the recipe `reward_ratings`."
         raise ConfigError(what, where="reward_model.attributes", fix=fix)
+    if config.neftune_alpha and VIEWS[loss.inputs].kind != "demonstrations":
+        what = f"Noise is for learning from demonstrations, and the loss {config.loss['name']!r} learns from others."
+        fix = "Leave it out, or use the recipe `sft` or `dft`."
+        raise ConfigError(what, where="neftune_alpha", fix=fix)
     if config.validation != ValidationConfig() and not config.validation.share:
         fix = "Set validation.share, e.g. to 0.1, or leave these settings out."
         raise ConfigError("Nothing is held out, so these settings would be ignored.", where="[validation]", fix=fix)

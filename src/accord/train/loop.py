@@ -63,6 +63,7 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
     reference: Reference | None = None
     if config.lora:
         add_lora(network, config.lora, config.seed)
+    network.noise = config.neftune_alpha
     engine = Engine(network, config.engine, config.optimizer)
     if not isinstance(trees, StreamedTrees):
         if view.kind == "labels":
