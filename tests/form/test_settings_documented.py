@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from accord.advantages import ADVANTAGES
 from accord.engine.engine import EngineConfig
 from accord.engine.optimizer import OptimizerConfig
 from accord.engine.sharding import ShardingConfig
@@ -22,6 +23,7 @@ CLASSES = [
     ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("engine.sharding.", ShardingConfig),
     ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
     ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
+    *(("advantage.", ADVANTAGES[name].config) for name in ADVANTAGES),
 ]  # fmt: skip
 
 

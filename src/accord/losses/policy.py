@@ -72,7 +72,7 @@ class PPOClipConfig(RatioConfig):
     clip_high: float = Field(0.2, gt=0)
     """Above 1 + this the ratio of a good token has no gradient; larger than `clip_low`: DAPO's clip-higher."""
     dual_clip: float | None = Field(None, gt=1)
-    """Above this the ratio of a bad token has no gradient, either (Ye et al. 2020, eq. 5; TRL's `delta`)."""
+    """Above this the ratio of a bad token has no gradient, either (Ye et al. 2020; TRL's `delta`)."""
 
     @model_validator(mode="after")
     def _dual_clip_is_beyond(self) -> Self:
