@@ -40,6 +40,15 @@ CASES: list[tuple[str, dict[str, Any], list[str], dict[str, Any]]] = [
         PROMPTS,
         {"beta": 2.0, "simpo_gamma": 1.5, "loss_type": "simpo", "label_smoothing": 0.1, "cpo_alpha": 0.7},
     ),
+    *(
+        (
+            "simpo",
+            {"beta": 2.0, "gamma": 0.5, "alpha": alpha},
+            PROMPTS,
+            {"beta": 2.0, "simpo_gamma": 0.5, "loss_type": "alphapo", "alpha": alpha},
+        )
+        for alpha in (0.25, -0.5)
+    ),
 ]
 
 

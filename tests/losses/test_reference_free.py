@@ -47,6 +47,26 @@ def test_simpo_by_hand() -> None:
     assert float(bind("simpo", gamma=0.5, sft_weight=2.0)(pair(-2, -3)).loss) == pytest.approx(1.201413, abs=1e-6)
 
 
+def test_alphapo_by_hand() -> None:
+    """p = e^−½ and e^−3/2. α = 1: 1 − 1/p = −0.648721 and −3.481689; α = −1: p − 1 = −0.393469 and −0.77687.
+
+    Margins 2·2.832968 − ½ and 2·0.383401 − ½.
+    """
+    for alpha, loss, rewards in [(1.0, 0.005691, (-1.297443, -6.963378)), (-1.0, 0.568618, (-0.786939, -1.553740))]:
+        output = bind("simpo", gamma=0.5, alpha=alpha)(pair(-2, -3))
+        assert float(output.loss) == pytest.approx(loss, abs=1e-6)
+        shown = (float(output.metrics["rewards/chosen"]), float(output.metrics["rewards/rejected"]))
+        assert shown == pytest.approx(rewards, abs=1e-6)
+    for alpha in (1e-7, -1e-7):
+        torch.testing.assert_close(bind("simpo", alpha=alpha)(pair(-2, -3)).loss, bind("simpo")(pair(-2, -3)).loss)
+    hopeless = pair(-2, -1e4)
+    hopeless.rejected_B.requires_grad_()
+    loss = bind("simpo", alpha=1.0)(hopeless).loss.sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(hopeless.rejected_B.grad).all()
+
+
 def test_cpo_by_hand() -> None:
     """β = ½: −log σ(½·(−2 + 3)) + 2/4 = 0.474077 + ½."""
     assert float(bind("cpo", beta=0.5)(pair(-2, -3)).loss) == pytest.approx(0.974077, abs=1e-6)
