@@ -15,6 +15,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "LeftOut",
+    "answer",
     "complete",
     "content",
     "items",
@@ -25,6 +26,7 @@ __all__ = [
     "user_turn",
 ]
 
+_ANSWERS = ("tests", "answer", "ground_truth", "solution")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -80,6 +82,23 @@ def number(row: Mapping[str, Any], column: str, source: Source) -> float | None:
         what = f"Column {column!r} must be a finite number, not {type(value).__name__} {value!r:.40}."
         raise RowError(what, where=str(source), fix="Write e.g. 0.5, without quotes.")
     return float(value)
+
+
+def answer(row: Mapping[str, Any], source: Source) -> str | None:
+    """The ground truth of a prompt: the first of the columns tests, answer, ground_truth, solution that is not null.
+
+    A number becomes its shortest text; a list of texts (unit tests) one text, each on a line.
+    """
+    column = next((name for name in _ANSWERS if row.get(name) is not None), None)
+    if column is None:
+        return None
+    value = row[column]
+    if isinstance(value, list):
+        return "\n".join(_text(item, f"Column {column!r}, item {k}", source) for k, item in enumerate(value, 1))
+    if isinstance(value, int | float):
+        number(row, column, source)
+        return str(int(value)) if value == int(value) else repr(value)
+    return string(row, column, source)
 
 
 def items(row: Mapping[str, Any], column: str, source: Source) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Instruction data: Alpaca (instruction, input, output) and Dolly (instruction, context, response).
+"""Instruction data: Alpaca (instruction, input, output), Dolly (instruction, context, response), question and answer.
 
 The instruction and what it works on become one user turn. Alpaca's baked `text` column is ignored.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.base import FORMATS, Format, number, string, user_turn
-from accord.types import Demonstration, Message, PreferencePair, Record, Source
+from accord.data.formats.base import FORMATS, Format, answer, number, row_id, string, user_turn
+from accord.types import Demonstration, Message, PreferencePair, Prompt, Record, Source
 
-__all__ = ["read_alpaca", "read_alpaca_preference", "read_dolly"]
+__all__ = ["read_alpaca", "read_alpaca_preference", "read_dolly", "read_question"]
 
 Row = Mapping[str, Any]
 
@@ -43,8 +43,15 @@ def read_dolly(row: Row, source: Source) -> list[Record]:
     return [Demonstration(_prompt(row, "context", source), _answer(row, "response", source), source)]
 
 
+def read_question(row: Row, source: Source) -> list[Record]:
+    """question, answer (GSM8K and its kin): a prompt whose answer can be checked, not a text to imitate."""
+    asked = user_turn(string(row, "question", source))
+    return [Prompt(row_id(row, source), asked, source=source, answer=answer(row, source))]
+
+
 FORMATS.add("alpaca", Format(("instruction", "output"), "Demonstration", read_alpaca))
 FORMATS.add(
     "alpaca-preference", Format(("instruction", "chosen", "rejected"), "PreferencePair", read_alpaca_preference)
 )
 FORMATS.add("dolly", Format(("instruction", "response"), "Demonstration", read_dolly))
+FORMATS.add("question-answer", Format(("question", "answer"), "Prompt", read_question))

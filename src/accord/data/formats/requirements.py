@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.base import FORMATS, Format, content, items, row_id
+from accord.data.formats.base import FORMATS, Format, answer, content, items, row_id
 from accord.data.requirements import parse
 from accord.errors import ConfigError, RowError
 from accord.types import Prompt, Record, Requirement, Source
@@ -14,9 +14,9 @@ __all__ = ["read"]
 
 
 def read(row: Mapping[str, Any], source: Source) -> list[Record]:
-    """prompt, requirements: [{kind, ...options}, ...]."""
+    """prompt, requirements: [{kind, ...options}, ...], and optionally the answer."""
     requirements = tuple(_requirement(item, source) for item in items(row, "requirements", source))
-    return [Prompt(row_id(row, source), content(row, "prompt", source), requirements, source)]
+    return [Prompt(row_id(row, source), content(row, "prompt", source), requirements, source, answer(row, source))]
 
 
 def _requirement(item: Any, source: Source) -> Requirement:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.data.formats.base import FORMATS, Format, complete, content, items, messages, number, row_id
+from accord.data.formats.base import FORMATS, Format, answer, complete, content, items, messages, number, row_id
 from accord.data.formats.conversation import split_equal_start
 from accord.data.formats.hh import both_transcripts
 from accord.errors import RowError
@@ -83,14 +83,14 @@ def read_conversation(row: Row, source: Source) -> list[Record]:
     column = "messages" if "messages" in row else "conversations"
     turns = messages(items(row, column, source), column, source)
     if not turns or turns[-1].role != "assistant":
-        return [Prompt(row_id(row, source), turns, source=source)]
+        return [Prompt(row_id(row, source), turns, source=source, answer=answer(row, source))]
     start = next(k for k, message in enumerate(turns) if message.role == "assistant")
     return [Demonstration(turns[:start], turns[start:], source)]
 
 
 def read_prompt(row: Row, source: Source) -> list[Record]:
-    """prompt."""
-    return [Prompt(row_id(row, source), content(row, "prompt", source), source=source)]
+    """prompt, and optionally its answer."""
+    return [Prompt(row_id(row, source), content(row, "prompt", source), source=source, answer=answer(row, source))]
 
 
 FORMATS.add("prompt-completion", Format(("prompt", "completion"), "Demonstration", read_demonstration))
