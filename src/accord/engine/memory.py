@@ -11,6 +11,7 @@ T = unique tokens of a micro-batch, N = tokens that carry loss, V = vocabulary, 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
@@ -24,13 +25,25 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from accord.engine.precision import autocast
+from accord.errors import ResourceError
 from accord.models.attention import kept_cells
 from accord.models.logprobs import kept_logits
 from accord.models.network import Network, Policy
 from accord.models.packing import MicroBatch, Part, pack_one
 from accord.models.trees import Branch, Tree
 
-__all__ = ["SMALLEST", "TOKENS", "Fit", "Load", "Memory", "MemoryModel", "fit", "gigabytes", "usable_memory"]
+__all__ = [
+    "SMALLEST",
+    "TOKENS",
+    "Fit",
+    "Load",
+    "Memory",
+    "MemoryModel",
+    "explain_shortage",
+    "fit",
+    "gigabytes",
+    "usable_memory",
+]
 
 TOKENS = 1024
 """Unique tokens of a micro-batch where memory allows."""
@@ -43,6 +56,31 @@ _SHARE = 0.9
 _HEAP = {torch.bfloat16: (250e6, 0.1), torch.float32: (60e6, 0.2)}
 """On a CPU, beside the tensors: bytes for kernels that oneDNN keeps, and what is free between blocks of the heap as a
 share of all that comes and goes in a step. Fitted to Llama, Qwen2 and GPT-2 shapes of 30 to 100 million weights."""
+_REMEDY = f"""`accord plan` with the same arguments says what fits. What needs less, each alone or together:
+  → --set engine.micro_batch_tokens={SMALLEST}
+  → --set engine.activation_checkpointing=on
+  → --lora
+  → --processes N, on several GPUs
+  → Other settings are another run, with another --out. With the same ones --resume goes on from the last checkpoint.
+"""
+
+
+@contextmanager
+def explain_shortage() -> Iterator[None]:
+    """Where memory runs out, say what to do about it.
+
+    Raises:
+        ResourceError: in place of the error of torch (of a GPU, or of the CPU's allocator) or of Python.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        if type(error) is RuntimeError and "can't allocate memory" not in first:
+            raise
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", first)
+        what = f"Memory ran out: {asked[1]} {asked[2]} more were asked for." if asked else "Memory ran out."
+        raise ResourceError(what, fix=_REMEDY.rstrip()) from error
 
 
 @dataclass(frozen=True, slots=True)

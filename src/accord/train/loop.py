@@ -21,6 +21,7 @@ import torch
 from accord.engine.checkpoint import load_checkpoint, save_checkpoint
 from accord.engine.distributed import active, gather, rank
 from accord.engine.engine import Engine
+from accord.engine.memory import explain_shortage
 from accord.engine.optimizer import learning_rate_at
 from accord.engine.reference import Reference, attach_reference
 from accord.engine.views import VIEWS
@@ -47,6 +48,7 @@ _TIDY_EVERY = 16
 """Steps between returns of free memory: blocks of ever new sizes leave holes, and the heap would grow with the run."""
 
 
+@explain_shortage()
 def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stage: str) -> None:
     """Train `network` in place and write it to the run's directory.
 
@@ -55,16 +57,20 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
     Args:
         trees: one per prompt, in memory or on disk.
         stage: the name under which progress is shown.
+
+    Raises:
+        ResourceError: memory runs out.
     """
     bound = bind_loss(config)
     if config.reward_model.members > 1:
         raise ValueError("An ensemble is trained by train_ensemble.")
     view = VIEWS[bound.loss.inputs]
-    reference: Reference | None = None
     if config.lora:
         add_lora(network, config.lora, config.seed)
     network.noise = config.neftune_alpha
     engine = Engine(network, config.engine, config.optimizer)
+    streamed = trees if isinstance(trees, StreamedTrees) and view.reference else None
+    reference = _streamed_reference(engine, streamed, config) if streamed is not None else None
     if not isinstance(trees, StreamedTrees):
         if view.kind == "labels":
             trees = share_prompts(trees)
@@ -72,8 +78,6 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
             trees = with_controls(trees, config.seed, config.max_tokens or network.context)
         if view.reference:
             trees = _with_reference(engine, trees)
-    elif view.reference:
-        reference = _streamed_reference(engine, trees, config)
     heldout: list[Tree] = []
     if config.validation.share:
         trees, heldout = hold_out(trees, config.validation.share, config.seed)
@@ -103,8 +107,7 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
             rate = learning_rate_at(step, total, config.optimizer)
             metrics["grad_norm"] = engine.optim_step(rate)
             tokens = sum(len(tree) for tree in batch)
-            seconds = time.perf_counter() - began
-            row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": seconds}
+            row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": time.perf_counter() - began}
             if validation:
                 row |= validation.measure(step + 1, total)
             if tracking:
