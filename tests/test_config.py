@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.config import Config, dump_toml, merge, parse_assignments, read_toml
+from accord.config import Config, dump_toml, merge, parse_assignments, read_template, read_toml
 from accord.errors import ConfigError
 
 
@@ -185,3 +185,12 @@ def test_a_file_that_cannot_be_read_says_which_and_why(tmp_path, content, what):
 def test_a_directory_is_no_configuration_file(tmp_path):
     with pytest.raises(ConfigError, match="Is a directory"):
         read_toml(tmp_path)
+
+
+def test_a_template_is_read_from_its_path(tmp_path):
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ messages }}", encoding="utf-8")
+    assert read_template(str(path)) == "{{ messages }}"
+    assert read_template(None) is None
+    with pytest.raises(ConfigError, match=r"chat_template = .*nowhere"):
+        read_template(str(tmp_path / "nowhere"))

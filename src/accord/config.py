@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from accord.errors import ConfigError, unknown_name
 
-__all__ = ["Config", "dump_toml", "flatten", "merge", "parse_assignments", "read_toml"]
+__all__ = ["Config", "dump_toml", "flatten", "merge", "parse_assignments", "read_template", "read_toml"]
 
 
 class Config(BaseModel):
@@ -51,6 +51,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fix = "See https://toml.io for the syntax."
         raise ConfigError(f"Not valid TOML: {error}.", where=str(path), fix=fix) from None
+
+
+def read_template(path: str | None) -> str | None:
+    """The text of the chat template that a setting names; None for none. One that cannot be read is a ConfigError."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        fix = "Give the path of a Jinja file."
+        raise ConfigError("Cannot read this file.", where=f"chat_template = {path}", fix=fix) from None
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from accord.config import read_template
 from accord.errors import RowError
 from accord.rewards.base import REWARDS, Failed, Outcome, RewardConfig, RewardFunction, RewardKind
 from accord.types import Completion, Content, Message, Prompt, Ranking
@@ -45,7 +46,7 @@ def reward_model(config: RewardModelRewardConfig, tokenizer: Any) -> RewardFunct
     from accord.models.load import load_reward_model
     from accord.models.render import Renderer
 
-    network = load_reward_model(config.model, chat_template=config.chat_template)
+    network = load_reward_model(config.model, chat_template=read_template(config.chat_template))
     if not any(bool(weights.any()) for weights in network.head.parameters()):
         fix = "Give a model that `accord train reward` has written, or another sequence classifier with one output."
         raise ModelError("This model has no trained score head.", where=f"reward_model {config.model}", fix=fix)

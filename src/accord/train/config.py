@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from accord.config import Config, merge, parse_assignments, read_toml
+from accord.config import Config, merge, parse_assignments, read_template, read_toml
 from accord.engine.engine import EngineConfig
 from accord.engine.optimizer import OptimizerConfig
 from accord.engine.views import VIEWS, View
@@ -60,15 +60,7 @@ class TrainConfig(Config):
 
     def template(self) -> str | None:
         """The text of `chat_template`."""
-        if self.chat_template is None:
-            return None
-        try:
-            return Path(self.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            fix = "Give the path of a Jinja file."
-            raise ConfigError(
-                "Cannot read this file.", where=f"chat_template = {self.chat_template}", fix=fix
-            ) from None
+        return read_template(self.chat_template)
 
 
 def recipe(name: str) -> dict[str, Any]:
