@@ -6,6 +6,7 @@ Without RANK in the environment it is a plain single process. Rank 0 writes what
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from accord.engine.sharding import ShardingConfig
 from accord.losses import LOSSES
 from accord.models.load import load_policy, load_reward_model
 from accord.models.lora import LoRAConfig, add_lora
+from accord.models.network import Policy
 from accord.models.tiny import tiny_model, tiny_tokenizer
 from accord.models.trees import Branch, Tree
 
@@ -36,6 +38,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], set[str]]] = {
     "dpo": ("llama", "dpo", {}, set()),
     "dpo-lora": ("gpt2", "dpo", {}, {"lora"}),
     "coupled": ("llama", "aot", {}, set()),
+    "ppo": ("llama", "ppo", {"kl_coefficient": 0.1, "entropy_coefficient": 0.01}, {"values"}),
 }
 RESUMED = ("sft", "reward-lora", "dpo-lora", "coupled")
 STEPS, HALF = 10, 5
@@ -50,9 +53,16 @@ def batch(step: int) -> list[Tree]:
         branches = []
         for length in lengths:
             mask = np.ones(length, bool)
-            branches.append(Branch(rng.integers(3, 259, length), mask, -5 * rng.random(length, np.float32)))
+            branch = Branch(rng.integers(3, 259, length), mask, -5 * rng.random(length, np.float32))
+            branches.append(replace(branch, **rollout(length)))
         trees.append(Tree(rng.integers(3, 259, rng.integers(1, 20)), tuple(branches), ranks=(0, 1)))
     return trees
+
+
+def rollout(length: int) -> dict[str, Any]:
+    """What a sampled completion carries."""
+    wave = np.cos(np.arange(length, dtype=np.float32))
+    return {"behaviour_L": wave - 6, "advantage_L": wave, "weight_L": wave**2, "value_L": -wave, "return_L": 2 * wave}
 
 
 def build(name: str, directory: Path) -> Engine:
@@ -62,6 +72,8 @@ def build(name: str, directory: Path) -> Engine:
     network = load(str(place), device=torch.device("cpu"))
     if "lora" in more:
         add_lora(network, LoRAConfig(rank=3))  # three rows on two ranks: uneven shards
+    if isinstance(network, Policy) and "values" in more:
+        network.add_value_head()
     config = EngineConfig(
         micro_batch_tokens=32,  # some trees of a step are cut, most steps take several micro-batches
         precision="bfloat16" if "bfloat16" in more else "float32",

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from accord.engine.distributed import share
 
 RANKS = Path(__file__).with_name("ranks.py")
-EXACT = ["sft", "sft-untied", "sft-lora", "sft-zero2", "reward", "reward-lora", "dpo", "dpo-lora", "coupled"]
+EXACT = ["sft", "sft-untied", "sft-lora", "sft-zero2", "reward", "reward-lora", "dpo", "dpo-lora", "coupled", "ppo"]
 RESUMED = ["sft", "reward-lora", "dpo-lora", "coupled"]
 
 

@@ -28,9 +28,12 @@ from accord.losses import (
 ROWS = 5
 REQUIRED = {"mixture": {"parts": {"dpo": {"weight": 0.5}, "aot": {}, "simpo": {"weight": 2}}}}
 """Settings of the losses that cannot do without."""
-STOPPED = {"dft": "its weight p", "bco": "its reward shift", "kto": "its KL estimate"}
+STOPPED = {"dft": "its weight p", "bco": "its reward shift", "kto": "its KL estimate", "cispo": "its ratio"}
 """Losses that hold part of what they read constant; finite differences know of no such thing."""
-CONSTANT = ("ref_", "weight", "length", "control", "good")
+CONSTANT = (
+    *("ref_", "weight", "length", "control", "good"),
+    *("behaviour", "advantage", "completion", "reference", "old_", "returns"),
+)
 """Columns that no gradient flows into."""
 
 
@@ -49,6 +52,12 @@ def sample(record: type, seed: int = 0) -> Any:
             columns[column.name] = (9 * uniform).ceil()
         elif column.name == "good_B":
             columns[column.name] = uniform > 0.5
+        elif column.name == "completions":
+            columns[column.name] = ROWS
+        elif column.name == "completion_N":
+            columns[column.name] = torch.tensor([1, 1, 0, 3, 0])
+        elif column.name == "advantage_N":
+            columns[column.name] = 2 * uniform - 1
         elif column.name == "control":
             columns[column.name] = uniform[0]
         elif "weight" in column.name:
@@ -97,13 +106,17 @@ def test_loss_and_metrics_have_a_value_for_every_row(name: str) -> None:
     assert all(values.shape == (ROWS,) for values in output.metrics.values())
 
 
+def _rows(values: Any, which: Any) -> Any:
+    return values[which] if isinstance(values, Tensor) and values.ndim else values
+
+
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_the_order_of_a_batch_changes_nothing(name: str) -> None:
     """A permuted batch gives permuted losses; of a loss that couples rows, the same weighted sum."""
     function, record = bind(name)
     inputs, order = sample(record), torch.tensor([3, 0, 4, 2, 1])
     columns = {column.name: getattr(inputs, column.name) for column in fields(inputs)}
-    other = record(**{key: values[order] if values.ndim else values for key, values in columns.items()})
+    other = record(**{key: _rows(values, order) for key, values in columns.items()})
     one, two = function(inputs).loss, function(other).loss
     torch.testing.assert_close((inputs.weight * one).sum(), (other.weight * two).sum())
     if not LOSSES[name].bind(REQUIRED.get(name, {})).loss.couples_rows:
@@ -116,7 +129,7 @@ def test_only_a_loss_that_says_so_reads_other_rows(name: str) -> None:
     function, record = bind(name)
     inputs = sample(record)
     columns = {column.name: getattr(inputs, column.name) for column in fields(inputs)}
-    alone = record(**{key: values[:1] if values.ndim else values for key, values in columns.items()})
+    alone = record(**{key: _rows(values, slice(1)) for key, values in columns.items()})
     same = torch.allclose(function(alone).loss, function(inputs).loss[:1])
     assert same != LOSSES[name].bind(REQUIRED.get(name, {})).loss.couples_rows
 

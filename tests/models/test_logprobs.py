@@ -46,6 +46,7 @@ def leaves(rows: int, size: int, vocabulary: int, *, bias: bool, seed: int) -> t
     chunk=st.integers(1, 10),
     keep=st.booleans(),
     mean=st.booleans(),
+    entropy=st.booleans(),
     seed=st.integers(0, 1 << 30),
 )
 def test_values_and_gradients_equal_autograd(
@@ -57,6 +58,7 @@ def test_values_and_gradients_equal_autograd(
     chunk: int,
     keep: bool,
     mean: bool,
+    entropy: bool,
     seed: int,
 ) -> None:
     (hidden, weight, *more), target = leaves(rows, 5, vocabulary, bias=bias, seed=seed)
@@ -65,14 +67,18 @@ def test_values_and_gradients_equal_autograd(
         patch.setattr(logprobs, "_CHUNK_BYTES", 4 * vocabulary * chunk)
         patch.setattr(logprobs, "_KEEP_BYTES", 1 << 30 if keep else 0)
         head = Head(weight, more[0] if more else None, scale=scale, softcap=cap)
-        values, others = token_logprobs(head, hidden, target, {"mean_logprob"} if mean else ())
+        wanted = [name for name, on in (("mean_logprob", mean), ("entropy", entropy)) if on]
+        values, others = token_logprobs(head, hidden, target, wanted)
         upstream = torch.cos(torch.arange(rows).float())
         values = values + (0.7 + upstream) * others["mean_logprob"] if mean else values
+        values = values + (0.3 - upstream) * others["entropy"] if entropy else values
         gradients = torch.autograd.grad((values * upstream).sum(), inputs)
     expected = reference(hidden, weight, more[0] if more else None, target, scale, cap)
+    whole = distribution(hidden, weight, more[0] if more else None, scale, cap)
     if mean:
-        whole = distribution(hidden, weight, more[0] if more else None, scale, cap)
         expected = expected + (0.7 + upstream) * whole.mean(-1)
+    if entropy:
+        expected = expected - (0.3 - upstream) * (whole.exp() * whole).sum(-1)
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
     for gradient, exact in zip(gradients, torch.autograd.grad((expected * upstream).sum(), inputs), strict=True):
         torch.testing.assert_close(gradient, exact, atol=1e-5, rtol=1e-4)
@@ -125,11 +131,37 @@ def test_logits_are_those_of_the_log_probabilities() -> None:
     torch.testing.assert_close(token_logprobs(head, hidden, target)[0], expected)
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_a_temperature_divides_the_logits_after_the_cap(cap: float | None) -> None:
+    (hidden, weight, bias), target = leaves(4, 5, 6, bias=True, seed=3)
+    head = Head(weight, bias, scale=0.5, softcap=cap)
+    expected = torch.log_softmax(head.logits(hidden) / 0.7, -1)[torch.arange(4), target]
+    torch.testing.assert_close(token_logprobs(head.at(0.7), hidden, target)[0], expected)
+
+
+def test_what_nobody_asks_for_is_not_kept() -> None:
+    """Backward keeps one number per row more for the entropy, and nothing for what is constant."""
+
+    def kept(*names: str) -> int:
+        (hidden, weight), target = leaves(32, 3, 7, bias=False, seed=2)
+        values, _ = token_logprobs(Head(weight, None), hidden, target, names)
+        node = values.grad_fn.next_functions[0][0]
+        return sum(tensor.numel() for tensor in node.saved_tensors if tensor is not None)
+
+    assert kept("constant_entropy", "log_sum_squares") == kept()
+    assert kept("entropy") == kept() + 32
+
+
 def test_statistics_by_hand() -> None:
-    """Probabilities ½, ¼, ¼: Σp² = ⅜, and the mean of log p is −(log 2 + 2·log 4)/3 = −5/3·log 2."""
+    """Probabilities ½, ¼, ¼: Σp² = ⅜, the mean of log p is −(log 2 + 2·log 4)/3 = −5/3·log 2, the entropy 3/2·log 2."""
     hidden = torch.tensor([[0.5, 0.25, 0.25]]).log().requires_grad_()
     head, target = Head(torch.eye(3), None), torch.tensor([0])
-    values, others = token_logprobs(head, hidden, target, {"mean_logprob", "log_sum_squares"})
+    names = {"mean_logprob", "log_sum_squares", "entropy", "constant_entropy"}
+    values, others = token_logprobs(head, hidden, target, names)
+    assert others["entropy"].tolist() == pytest.approx([1.5 * math.log(2)])
+    assert others["constant_entropy"].tolist() == others["entropy"].tolist()
+    assert others["entropy"].requires_grad
+    assert not others["constant_entropy"].requires_grad
     assert values.tolist() == pytest.approx([math.log(0.5)])
     assert others["log_sum_squares"].tolist() == pytest.approx([math.log(3 / 8)])
     assert others["mean_logprob"].tolist() == pytest.approx([-5 / 3 * math.log(2)])
@@ -140,7 +172,7 @@ def test_statistics_by_hand() -> None:
 def test_statistics_do_not_change_the_gradient() -> None:
     """Asked for and not used: the same bits."""
     gradients = []
-    for names in ((), ("log_sum_squares", "mean_logprob")):
+    for names in ((), ("constant_entropy", "entropy", "log_sum_squares", "mean_logprob")):
         (hidden, weight), target = leaves(5, 3, 7, bias=False, seed=2)
         values, _ = token_logprobs(Head(weight, None), hidden, target, names)
         gradients.append(torch.autograd.grad(values.sum(), [hidden, weight]))

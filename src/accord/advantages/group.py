@@ -45,16 +45,16 @@ def group_relative(groups: Sequence[Group], config: GroupRelativeConfig, memory:
 
 
 def rloo(groups: Sequence[Group], config: RLOOConfig, memory: Memory) -> list[list[Credit]]:
-    """r − β·KL minus the mean of the same over the prompt's other completions (Kool et al. 2019; Ahmadian et al. 2024)."""
+    """r − β·KL less the mean of the same over the prompt's others (Kool et al. 2019; Ahmadian et al. 2024)."""
     advantages = []
     for group in groups:
         difference_K = centred(net_scores(group, config, memory))
         count = int((~np.isnan(difference_K)).sum())
-        advantages.append(difference_K * count / max(count - 1, 1))
+        advantages.append(difference_K * (count / (count - 1) if count > 1 else np.nan))
     if config.normalise:
         everything = np.concatenate(advantages)
-        mean, std = np.mean(everything[~np.isnan(everything)]), _std(everything)
-        advantages = [(advantage_K - mean) / (std + _EPSILON) for advantage_K in advantages]
+        std = _std(everything)
+        advantages = [advantage_K / (std + _EPSILON) for advantage_K in np.split(centred(everything), _ends(groups))]
     return spread(groups, advantages)
 
 
@@ -65,6 +65,11 @@ def centred(scores_K: Doubles) -> Doubles:
         return scores_K - scores_K
     difference_K: Doubles = scores_K - present.mean()
     return difference_K
+
+
+def _ends(groups: Sequence[Group]) -> list[int]:
+    """Where a flat list of all completions is cut into groups."""
+    return np.cumsum([len(group.scores_K) for group in groups])[:-1].tolist()
 
 
 def _std(scores: Doubles) -> float:

@@ -161,7 +161,8 @@ def _output(
     }
     if config.kl_coefficient:
         kl_N = _kl(inputs, config.kl_estimator)
-        kl_N = kl_N * ratio_N if config.kl_importance else kl_N
+        if config.kl_importance:  # the square's own gradient is that of the KL already: its weight is a constant
+            kl_N = kl_N * (ratio_N.detach() if config.kl_estimator == "k2" else ratio_N)
         loss_N = loss_N + config.kl_coefficient * kl_N
         seen["kl"] = kl_N
     if inputs.entropy_N is not None:
