@@ -58,6 +58,8 @@ VERBS = (
          f"accord train dpo {_MODEL_DATA} --out runs/dpo --set loss.beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",
          "accord sample --model runs/dpo/model --data prompts.jsonl --out completions.jsonl"),
+    Verb("sample-server", "accord.cli.sample_server:sample_server", "Serve a model's samples to other processes.",
+         "accord sample-server --model starter --port 8001"),
     Verb("evaluate compare", "accord.cli.evaluate:compare", "Compare a model with a baseline, paired by prompt.",
          "accord evaluate compare --model runs/dpo/model --data prompts.jsonl --out runs/compare"),
     Verb("evaluate reward", "accord.cli.evaluate:reward", "Measure a reward model's accuracy on held-out preferences.",
