@@ -128,6 +128,7 @@ CASES: list[tuple[str, dict[str, Any], Record]] = [
         Ranking((q,), ((b,), (a,)), (1, 0), PLACE),
     ),
     ("prompt", {"prompt": "p"}, Prompt("rows.jsonl:7", "p", source=PLACE)),
+    ("question-answer", {"question": "Q?", "answer": 4}, Prompt("rows.jsonl:7", (user("Q?"),), (), PLACE, "4")),
     (
         "requirements",
         {"id": "r1", "prompt": [Q], "requirements": [{"kind": "max_words", "count": 9, "keyword": None}]},
@@ -157,7 +158,7 @@ def test_a_row_that_holds_two_records_yields_both() -> None:
 HH = "\n\nHuman: Hi\n\nAssistant: Hello"
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"question": "x", "answer": "y"}, "No known format has the columns question, answer"),
+    ({"question": "x", "reply": "y"}, "No known format has the columns question, reply"),
     ({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "without a prompt"),
     ({"chosen": HH, "rejected": "Hello"}, "without a prompt"),
     ({"chosen": HH + "\n\nAssistant: again", "rejected": HH}, "turn 3: the assistant speaks where it is the user's"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from accord.errors import ConfigError
 from accord.rewards import REWARDS
 from accord.rewards.answers import as_number, boxed, last_number, marked, same_text
+from accord.types import Completion, Prompt
 
 CONFIG = REWARDS["exact_answer"].config
 
@@ -162,3 +163,28 @@ def test_the_answers_of_public_problems_are_numbers(shared_data, name):
     with gzip.open(shared_data / f"{name}.jsonl.gz", "rt") as file:
         answers = [str(json.loads(line)["answer"]) for line in file]
     assert [answer for answer in answers if as_number(answer) is None] == []
+
+
+def test_every_verdict_on_real_solutions_is_that_of_the_data_set(shared_data):
+    """GSM8K's own labels of 4,548 solutions by four models; references end with ``A: number``."""
+    kind = REWARDS["exact_answer"]
+    reward = kind.build(kind.config(name="exact_answer"), None)
+    prompts, completions, correct = [], [], []
+    with gzip.open(shared_data / "gsm8k" / "model_solutions.jsonl.gz", "rt") as file:
+        for row in map(json.loads, file):
+            prompt = Prompt("p", row["question"], answer=row["reference"].rpartition("A:")[2])
+            for solution in row["solutions"]:
+                prompts.append(prompt)
+                completions.append(Completion("p", solution["text"], (), (), (), "stop", temperature=1.0, seed=0))
+                correct.append(float(solution["correct"]))
+    assert len(correct) > 4000
+    assert reward(prompts, completions) == correct
+
+
+def test_a_worked_solution_has_the_answer_that_the_data_set_says(shared_data, say):
+    with gzip.open(next((shared_data / "math500").glob("*.jsonl.gz")), "rt") as file:
+        rows = [json.loads(line) for line in file]
+    wrong = [row["id"] for row in rows if say("exact_answer", row["solution"], answer=row["answer"]) != 1]
+    assert wrong == []
+    swapped = [say("exact_answer", row["solution"], answer="no such answer") for row in rows]
+    assert set(swapped) == {0.0}
