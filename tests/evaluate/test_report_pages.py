@@ -163,6 +163,8 @@ def test_three_files_tell_the_same(tmp_path: Path) -> None:
     assert "+50.0" in Page(html).text
     assert data["summary"] in markdown
     assert data["summary"] in Page(html).text
+    calibration = data["reward"]["calibration"]  # type: ignore[index]
+    assert f"Calibration error {100 * calibration['error']:.1f} %; of a calibrated model" in markdown
 
 
 def test_regressions_are_as_easy_to_find_as_gains() -> None:

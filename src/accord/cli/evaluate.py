@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from accord.errors import ConfigError
 
 if TYPE_CHECKING:
-    from accord.evaluate.report import RewardPage
+    from accord.evaluate.report import RatingsPage, RewardPage
     from accord.types import Source
 
 __all__ = ["compare", "reward"]
@@ -94,20 +96,23 @@ def reward(
     model: str,
     data: str,
     out: Path,
+    kind: Literal["preferences", "ratings"] = "preferences",
     train: str | None = None,
     slice: str | None = None,
     limit: int | None = None,
 ) -> None:
-    """Accuracy and calibration of a reward model on preference pairs or rankings it has not seen.
+    """Accuracy and calibration of a reward model on preferences it has not seen, or its errors on ratings.
 
     Parameters
     ----------
     model
         A reward model: hub id or directory.
     data
-        Preference pairs or rankings.
+        Preference pairs or rankings; with --kind ratings, completions rated by attribute.
     out
         Directory of report.html and reward.json; must be new.
+    kind
+        preferences: does it order pairs as the annotators do? ratings: how near are the ratings that it predicts?
     train
         What it was trained on, to look for signs of overfitting.
     slice
@@ -118,6 +123,12 @@ def reward(
     from accord.data.load import load
 
     _require_new(out)
+    if kind == "ratings":
+        for name, value in {"--train": train, "--slice": slice}.items():
+            if value is not None:
+                raise ConfigError("It has no effect on ratings.", where=name, fix="Leave it out.")
+        _ratings(model, data, out, limit)
+        return
     loaded = load(data, "preferences", limit)
     print(loaded.summary())
     seen = load(train, "preferences", limit) if train else None
@@ -143,6 +154,31 @@ def reward(
     print(f"Report: {out / 'report.html'}")
 
 
+def _ratings(model: str, data: str, out: Path, limit: int | None) -> None:
+    from accord.data.load import load
+
+    loaded = load(data, "ratings", limit)
+    print(loaded.summary())
+
+    from accord.evaluate.report import RatingsPage, write_reward_page
+    from accord.evaluate.scored import rate
+    from accord.models.load import load_reward_model
+
+    page = RatingsPage(model, data, *rate(load_reward_model(model), loaded.records, "Ratings"))
+    write_reward_page(out, page)
+    _say_ratings(page)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _say_ratings(page: RatingsPage) -> None:
+    for row in page.attributes:
+        interval = f" (95 % interval {row.interval.low:.2f} to {row.interval.high:.2f})" if row.interval else ""
+        rank = "undefined" if row.spearman is None else f"{row.spearman:.2f}{interval}"
+        print(f"{row.name}: error {row.rmse:.3f}, of the mean {row.mean_rmse:.3f}; Spearman {rank}; n = {row.n:,}")
+    if page.unrated:
+        print(f"not rated in this data: {', '.join(page.unrated)}")
+
+
 def _say(page: RewardPage) -> None:
     reward = page.reward
     accuracy, calibration, ceiling = reward.accuracy, reward.calibration, reward.ceiling
@@ -165,7 +201,6 @@ def _column(data: str, column: str) -> dict[Source, str]:
     """The values of a column of the data, by row."""
     from accord.data.formats import split_format
     from accord.data.sources import read_rows
-    from accord.errors import ConfigError
 
     values = {}
     for source, row in read_rows(split_format(data)[0]):

@@ -182,7 +182,8 @@ def _train(
             print(f"{trees.skipped:,} rows could not be used and were left out: {out / 'skipped.jsonl'}")
     print(f"Model: {run.model}")
     if view.network is RewardModel:
-        print(f"Next: accord evaluate reward --model {run.model} --data HELD_OUT --out {run.directory}-accuracy")
+        kind = " --kind ratings" if view.kind == "ratings" else ""
+        print(f"Next: accord evaluate reward --model {run.model} --data HELD_OUT{kind} --out {run.directory}-accuracy")
     else:
         print(f"Next: accord chat --model {run.model}")
 

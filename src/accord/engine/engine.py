@@ -98,7 +98,7 @@ class Engine:
 
         Returns:
             For each tree and branch: `logprobs` and the statistics, [L] each (zero where no loss is carried); of a
-            critic, `values` [L]; of a reward model, `scores` [1].
+            critic, `values` [L]; of a reward model, `scores` [1] and, where asked for, `ratings` [attributes].
         """
         with self._evaluating():
             said = self._everywhere(self._say(self._pack(trees), statistics))
@@ -106,10 +106,13 @@ class Engine:
         counts = torch.bincount(said.branch_N, minlength=len(said.owner_C)).tolist()
         masks = [predicted(trees[tree], branch) for tree, branch in said.owner_C]
         for name, values in said.outputs.tensors().items():
-            pieces = values.cpu().split(1 if name == "scores" else counts)
-            for (tree, branch), mask_L, piece in zip(said.owner_C, masks, pieces, strict=True):
-                answer = answers[tree][branch][name] = np.zeros(1 if name == "scores" else len(mask_L), np.float32)
-                answer[... if name == "scores" else mask_L] = piece.numpy()
+            if name in ("scores", "ratings"):  # of completions, not of tokens
+                for (tree, branch), value in zip(said.owner_C, values.cpu(), strict=True):
+                    answers[tree][branch][name] = value.reshape(-1).numpy()
+                continue
+            for (tree, branch), mask_L, piece in zip(said.owner_C, masks, values.cpu().split(counts), strict=True):
+                answers[tree][branch][name] = np.zeros(len(mask_L), np.float32)
+                answers[tree][branch][name][mask_L] = piece.numpy()
         return answers
 
     def forward_backward(

@@ -1,4 +1,4 @@
-"""Preference pairs with the scores of a reward model: the rows that a reward report reduces."""
+"""What a reward model says of preference pairs and of rated completions: the rows that a reward report reduces."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from accord.engine.engine import Engine, EngineConfig
+from accord.errors import DataError, ModelError
 from accord.evaluate.answers import scores
 from accord.evaluate.reward import EnsembleReport, RewardReport, evaluate_ensemble, evaluate_rewards
+from accord.evaluate.reward_ratings import AttributeReport, evaluate_attribute
 from accord.models.ensemble import RewardEnsemble
 from accord.models.network import RewardModel
 from accord.models.render import Renderer
 from accord.models.trees import Tree
 from accord.stats.agreement import Agreement
-from accord.types import PreferencePair, Ranking, Source
+from accord.tracking import Progress
+from accord.types import PreferencePair, Ranking, RatedCompletion, Source
 
-__all__ = ["ScoredPairs", "score_pairs"]
+__all__ = ["ScoredPairs", "rate", "score_pairs"]
+
+_CHUNK = 64
+"""Completions that are scored together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +93,52 @@ def score_pairs(network: RewardModel, records: Sequence[PreferencePair | Ranking
     total = len(network.members)
     members = np.stack([scored(each, f"{stage} {k}/{total}") for k, each in enumerate(network.members, start=1)])
     return ScoredPairs(trees, network.combine(members), members)
+
+
+def rate(
+    network: RewardModel, records: Sequence[RatedCompletion], stage: str
+) -> tuple[list[AttributeReport], list[str]]:
+    """Compare the predicted ratings with the given ones; an ensemble predicts its members' mean.
+
+    Returns:
+        What the model knows and the data rates, attribute by attribute; and the attributes that the data does not rate.
+
+    Raises:
+        ModelError: the model predicts no ratings.
+        DataError: the data rates nothing that the model predicts.
+        RowError: a prompt is longer than the model's context.
+    """
+    if not network.attributes:
+        fix = "Train one with the recipe `reward_ratings`, or measure this one on preferences."
+        raise ModelError("This reward model predicts one score, and no ratings.", fix=fix)
+    members = network.members if isinstance(network, RewardEnsemble) else [network]
+    renderer = Renderer(network)
+    trees = [renderer.tree(record) for record in records]
+    predicted_RA = np.mean([_predicted(each, trees, stage) for each in members], axis=0)
+    reports, unrated = [], []
+    for column, attribute in enumerate(network.attributes):
+        rows = [row for row, record in enumerate(records) if attribute.name in record.ratings]
+        given = [records[row].ratings[attribute.name] for row in rows]
+        if rows:
+            reports.append(
+                evaluate_attribute(attribute.name, predicted_RA[rows, column].tolist(), given, attribute.mean)
+            )
+        else:
+            unrated.append(attribute.name)
+    if not reports:
+        raise DataError(f"The data rates none of {', '.join(unrated)}.", fix="Give ratings by these names.")
+    return reports, unrated
+
+
+def _predicted(model: RewardModel, trees: Sequence[Tree], stage: str) -> NDArray[np.float64]:
+    """Predicted ratings in the units of the data: [completions, attributes]."""
+    engine, rows = Engine(model, EngineConfig()), []
+    with Progress(stage, len(trees), unit="tokens") as progress:
+        for start in range(0, len(trees), _CHUNK):
+            chunk = trees[start : start + _CHUNK]
+            said = engine.forward_statistics(chunk, frozenset({"ratings"}))
+            rows += [branch["ratings"] for tree in said for branch in tree]
+            progress.advance(len(chunk), work=sum(map(len, chunk)))
+    means, stds = ([getattr(each, name) for each in model.attributes] for name in ("mean", "std"))
+    predicted_RA: NDArray[np.float64] = np.array(rows, np.float64) * stds + means
+    return predicted_RA

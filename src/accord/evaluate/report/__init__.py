@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from accord.evaluate.report.html import render_html, render_reward_html
+from accord.evaluate.report.html import render_html, render_ratings_html, render_reward_html
 from accord.evaluate.report.markdown import render_markdown
-from accord.evaluate.report.record import Report, RewardPage, as_json
+from accord.evaluate.report.record import RatingsPage, Report, RewardPage, as_json
 from accord.files import write_text
 
-__all__ = ["Report", "RewardPage", "write_report", "write_reward_page"]
+__all__ = ["RatingsPage", "Report", "RewardPage", "write_report", "write_reward_page"]
 
 
 def write_report(run_dir: Path, report: Report) -> None:
@@ -28,7 +28,7 @@ def write_report(run_dir: Path, report: Report) -> None:
         write_text(run_dir / name, page)
 
 
-def write_reward_page(run_dir: Path, page: RewardPage) -> None:
+def write_reward_page(run_dir: Path, page: RewardPage | RatingsPage) -> None:
     """Write reward.json and report.html into `run_dir`, each atomically.
 
     Raises:
@@ -36,4 +36,5 @@ def write_reward_page(run_dir: Path, page: RewardPage) -> None:
     """
     text = json.dumps(page.as_json(), ensure_ascii=False, indent=1, allow_nan=False)
     write_text(run_dir / "reward.json", text + "\n")
-    write_text(run_dir / "report.html", render_reward_html(page))
+    html = render_reward_html(page) if isinstance(page, RewardPage) else render_ratings_html(page)
+    write_text(run_dir / "report.html", html)

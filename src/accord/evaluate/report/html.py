@@ -17,13 +17,21 @@ from markupsafe import Markup
 from accord.evaluate.compare import Comparison, Measure
 from accord.evaluate.report import words
 from accord.evaluate.report.charts import Charts
-from accord.evaluate.report.record import Report, RewardPage, change_of, random_sample, sorted_outcomes, summary
+from accord.evaluate.report.record import (
+    RatingsPage,
+    Report,
+    RewardPage,
+    change_of,
+    random_sample,
+    sorted_outcomes,
+    summary,
+)
 from accord.evaluate.reward import RewardReport
 from accord.feedback.quality import PanelAgreement
 from accord.stats.agreement import Agreement
 from accord.stats.intervals import Interval
 
-__all__ = ["render_html", "render_reward_html"]
+__all__ = ["render_html", "render_ratings_html", "render_reward_html"]
 
 # What a person looks at first in a training run; other metrics are in metrics.jsonl.
 _CURVES = ("loss", "accuracy", "margin", "reward_margin", "kl", "grad_norm")
@@ -82,6 +90,17 @@ def render_reward_html(page: RewardPage) -> str:
             unit_scale=_unit_scale(),
             **_reward(page.reward, None, Charts()),
         )
+    )
+
+
+def render_ratings_html(page: RatingsPage) -> str:
+    """The page of a reward model of ratings."""
+    better = sum(row.rmse < row.mean_rmse for row in page.attributes)
+    total = f"{len(page.attributes)} attribute{'s' * (len(page.attributes) > 1)}"
+    return (
+        _environment()
+        .get_template("ratings.html.jinja")
+        .render(page=page, summary=f"Nearer than the mean on {better} of {total}.", style=_style(), words=words)
     )
 
 

@@ -114,6 +114,7 @@ def _preferences(report: Report) -> str:
             f"Brier score {reward.brier:.3f} (0.250), mean confidence {words.percent(reward.confidence)}, "
             f"ties {reward.ties}."
         )
+        parts.append(words.calibration(reward.calibration))
     if panel is not None:
         named = {"Any two annotators": panel.pairwise, **panel.annotators}
         title = "Simulated panel" if report.simulated else "Panel"

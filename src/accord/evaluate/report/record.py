@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from accord.evaluate.compare import Comparison, PairedOutcome
 from accord.evaluate.reward import EnsembleReport, Overfit, RewardReport
+from accord.evaluate.reward_ratings import AttributeReport
 from accord.feedback.quality import PanelAgreement
 from accord.stats.intervals import Interval
 
-__all__ = ["Change", "Report", "RewardPage", "as_json", "change_of", "random_sample", "sorted_outcomes"]
+__all__ = ["Change", "RatingsPage", "Report", "RewardPage", "as_json", "change_of", "random_sample", "sorted_outcomes"]
 
 RANDOM_SAMPLE = 10
 
@@ -61,6 +62,24 @@ class RewardPage:
         rest = {"ensemble": self.ensemble, "overfit": self.overfit}
         measured = {name: asdict(value) for name, value in rest.items() if value is not None}
         return {"model": self.model, "data": self.data, **_plain(asdict(self.reward)), **_plain(measured)}
+
+
+@dataclass(frozen=True, slots=True)
+class RatingsPage:
+    """What the page of a reward model of ratings shows; `unrated` names attributes that the data does not rate.
+
+    Example: ``RatingsPage("runs/rm/model", "rated.jsonl", [evaluate_attribute("truth", [2.1], [2], mean=2.4)])``
+    """
+
+    model: str
+    data: str
+    attributes: Sequence[AttributeReport]
+    unrated: Sequence[str] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The page as plain JSON values."""
+        measured: dict[str, Any] = _plain(asdict(self))
+        return measured
 
 
 def as_json(report: Report) -> dict[str, Any]:

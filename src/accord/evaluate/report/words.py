@@ -8,11 +8,13 @@ from accord.evaluate.compare import Comparison, Measure
 from accord.evaluate.reward import RewardReport
 from accord.feedback.quality import PanelAgreement
 from accord.stats.agreement import Agreement
+from accord.stats.calibration import Calibration
 from accord.stats.intervals import Interval
 
 __all__ = [
     "LABELS",
     "alpha",
+    "calibration",
     "ceiling",
     "change",
     "duration",
@@ -98,6 +100,14 @@ def power(comparison: Comparison) -> str:
 def ceiling(reward: RewardReport, panel: PanelAgreement | None) -> Agreement | None:
     """What one more annotator would reach: the reward report's own figure, else the panel's."""
     return reward.ceiling if reward.ceiling is not None else panel.ceiling if panel is not None else None
+
+
+def calibration(measure: Calibration) -> str:
+    """How far the probabilities can be believed, in a sentence or two."""
+    text = f"Calibration error {percent(measure.error, 1)}; of a calibrated model {shares(measure.null)}."
+    if measure.temperature is None:
+        return f"{text} No temperature fits the margins."
+    return f"{text} Margins divided by {measure.temperature:.2f} would fit best."
 
 
 def alpha(measure: Agreement) -> str:
