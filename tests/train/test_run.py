@@ -62,6 +62,11 @@ def test_settings_that_cannot_be_are_refused(assignment: str, error: type[Config
         resolve("dpo", assignments=[assignment])
 
 
+def test_a_loss_of_rollouts_learns_from_no_file() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.name: .*'ppo_clip' learns from completions that the policy samples"):
+        resolve("sft", assignments=["loss.name=ppo_clip"])
+
+
 def test_an_unknown_recipe_lists_those_that_there_are() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown recipe 'dppo'\. Did you mean 'dpo'\? Known: .*reward, .*sft"):
         resolve("dppo")

@@ -87,7 +87,9 @@ def resolve(
     """Recipe, then `base`, the file, --set, and `extra`; the result is checked as a whole, its loss included."""
     layers = [recipe(name), base or {}, read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
     config = TrainConfig.build(merge(*layers), where=str(file) if file else "--set")
-    bind_loss(config)
+    if VIEWS[bind_loss(config).loss.inputs].kind == "prompts":
+        what = f"The loss {config.loss['name']!r} learns from completions that the policy samples, not from a file."
+        raise ConfigError(what, where="loss.name", fix="Name a loss of demonstrations, preferences, labels or ratings.")
     require_trackers(config.trackers)
     return config
 
