@@ -220,7 +220,10 @@ class Policy(Network):
         self.temperature = 1.0
 
     def add_value_head(self) -> None:
-        """Give it a second, linear head on the same trunk, for the value of the state before a token: zero at first."""
+        """Give it a second, linear head on the same trunk, for the value of the state before a token: zero at first.
+
+        Call it after `accord.models.lora.add_lora`, which freezes what is there, and before an engine is built.
+        """
         head = nn.Linear(self.model.config.get_text_config().hidden_size, 1, dtype=torch.float32, device=self.device)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
