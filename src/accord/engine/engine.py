@@ -71,6 +71,9 @@ class Engine:
         elif config.sharding:
             fix = "Add --processes N (1 is enough), or leave these settings out."
             raise ConfigError("There are no processes to share the model.", where="[engine.sharding]", fix=fix)
+        if optimizer and not self.sharded:
+            for parameter in network.trainable():
+                parameter.data = parameter.data.clone()
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(network.trainable(), optimizer) if optimizer else None
         network.model.train(optimizer is not None)

@@ -22,7 +22,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from accord.engine.precision import autocast
 from accord.errors import ResourceError
@@ -190,7 +189,8 @@ class MemoryModel:
         head = network.model.get_output_embeddings().weight if isinstance(network, Policy) else None
         tables = {id(head), id(network.model.get_input_embeddings().weight)}
         matrices = [p.numel() for p in trained if p.ndim == 2 and id(p) not in tables]
-        counts = [_count(network, precision, tokens) for tokens in _PROBES]
+        with autocast(network.device, precision):  # around all of them: weights are cast once
+            counts = [_count(network, precision, tokens) for tokens in _PROBES]
         return cls(
             program=max(0, psutil.Process().memory_info().rss - weights) if on_cpu else 0,
             on_cpu=on_cpu,
@@ -384,7 +384,7 @@ def _count(network: Network, precision: torch.dtype, tokens: int) -> _Count:
     load = Load.of(batch, network)
     count = _Count(load.tokens, load.cells)
     seen = {_storage(tensor) for tensor in (*network.model.parameters(), *network.model.buffers())}
-    with _layers(network.model, count) as inside:
+    with _layers(network, count) as inside:
 
         def keep(tensor: Tensor) -> Tensor:
             place = _storage(tensor)
@@ -402,7 +402,7 @@ def _count(network: Network, precision: torch.dtype, tokens: int) -> _Count:
 
 
 @contextmanager
-def _layers(model: nn.Module, count: _Count) -> Iterator[list[nn.Module]]:
+def _layers(network: Network, count: _Count) -> Iterator[list[nn.Module]]:
     """The stack of layers that the forward pass is in: at most one."""
     inside: list[nn.Module] = []
 
@@ -413,7 +413,7 @@ def _layers(model: nn.Module, count: _Count) -> Iterator[list[nn.Module]]:
     def leave(*_: Any) -> None:
         inside.pop()
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = network.layers()
     count.layers = len(layers)
     handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(leave) for layer in layers]

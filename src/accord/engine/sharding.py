@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from accord.config import Config
 from accord.engine.distributed import gather, rank, world_size
@@ -56,10 +55,9 @@ class ShardedNetwork:
         # is read in float32 (embeddings, the last norm, a score head) is in the group of the root.
         low = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         self._root = _Root(network)
-        for module in network.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                keep = config.strategy == "grad"
-                fully_shard(module, mesh=mesh, reshard_after_forward=not keep, mp_policy=low, offload_policy=offload)
+        for layer in network.layers():
+            keep = config.strategy == "grad"
+            fully_shard(layer, mesh=mesh, reshard_after_forward=not keep, mp_policy=low, offload_policy=offload)
         fully_shard(self._root, mesh=mesh, offload_policy=offload)
         for module in self._shards():
             module.set_gradient_divide_factor(1.0)

@@ -1,6 +1,6 @@
 """Branch attention: every completion attends to its prompt and to itself, causally, and to nothing else.
 
-Registered through transformers' attention interface under the name `accord`, so no model is patched. The model is
+Registered through transformers' attention interface under the name `accord` (by `accord.models.load`), so no model is patched. The model is
 called as ``body(input_ids, position_ids, batch=micro_batch)`` and hands `batch` down to `branch_attention`. On CUDA
 FlexAttention does the work (`accord.models.attention_flex`), elsewhere batched products, here.
 
@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from accord.errors import ModelError
 from accord.models import attention_flex
 from accord.models.kv_cache import Decode, Prefill
 from accord.models.packing import MicroBatch, Span, TreeLayout
 
-__all__ = ["ATTENTION", "branch_attention", "kept_cells"]
+__all__ = ["ATTENTION", "branch_attention", "kept_cells", "no_mask"]
 
 ATTENTION = "accord"
 
@@ -279,9 +278,5 @@ def _visible_in_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
     return visible & (position[None] > position[:, None] - window) if window is not None else visible
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
+def no_mask(*args: Any, **kwargs: Any) -> None:
     """The layout of the batch is the mask: transformers builds none."""
-
-
-AttentionInterface.register(ATTENTION, branch_attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)

@@ -62,11 +62,15 @@ class Embedding(nn.Module):
         return vectors
 
 
+_Tried = dict[tuple[object, ...], bool]
+
+
 def fuse(model: nn.Module) -> None:
     """Replace every embedding, norm and MLP of `model` that computes what these classes compute, in place."""
+    tried: _Tried = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            replacement = _embedding_like(child) or _norm_like(child) or _mlp_like(child)
+            replacement = _embedding_like(child) or _norm_like(child, tried) or _mlp_like(child, tried)
             if replacement is not None:
                 setattr(parent, name, replacement)
 
@@ -78,29 +82,42 @@ def _embedding_like(module: nn.Module) -> Embedding | None:
     return Embedding(module.weight, module.padding_idx)
 
 
-def _norm_like(module: nn.Module) -> RMSNorm | None:
+def _norm_like(module: nn.Module, tried: _Tried) -> RMSNorm | None:
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if "RMSNorm" not in type(module).__name__ or not isinstance(weight, nn.Parameter) or epsilon is None:
         return None
     candidates = (RMSNorm(weight, float(epsilon), offset) for offset in (0.0, 1.0))
-    return next((norm for norm in candidates if _agree(module, norm, len(weight), weight)), None)
+    return next((norm for norm in candidates if _agree(module, norm, len(weight), weight, tried)), None)
 
 
-def _mlp_like(module: nn.Module) -> GatedMLP | None:
+def _mlp_like(module: nn.Module, tried: _Tried) -> GatedMLP | None:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(isinstance(part, nn.Linear) for part in parts):
         return None
     mlp, gate = GatedMLP(module), parts[0]
     assert isinstance(gate, nn.Linear)
-    return mlp if _agree(module, mlp, gate.in_features, gate.weight) else None
+    return mlp if _agree(module, mlp, gate.in_features, gate.weight, tried) else None
 
 
-@torch.no_grad()
-def _agree(module: nn.Module, replacement: nn.Module, size: int, like: Tensor) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, 3, size, generator=generator).to(like.device, like.dtype)
-    return torch.allclose(module(probe), replacement(probe), rtol=1e-5, atol=1e-6)
+def _agree(module: nn.Module, replacement: nn.Module, size: int, like: Tensor, tried: _Tried) -> bool:
+    """Whether both compute the same. Of modules with the same classes and the same settings, one is tried."""
+    kind = (_settings(module), _settings(replacement), size)
+    if kind not in tried:
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(1, 3, size, generator=generator).to(like.device, like.dtype)
+        with torch.no_grad():
+            tried[kind] = torch.allclose(module(probe), replacement(probe), rtol=1e-5, atol=1e-6)
+    return tried[kind]
+
+
+def _settings(module: nn.Module) -> tuple[object, ...]:
+    """The classes of a module and of all inside it, their functions and plain attributes: all but the weights."""
+    plain = (int, float, str, type(None))
+    return tuple(
+        (type(each), *((name, value) for name, value in vars(each).items() if isinstance(value, plain) or callable(value)))
+        for each in module.modules()
+    )
 
 
 class _Embedding(torch.autograd.Function):

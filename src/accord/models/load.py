@@ -13,22 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from accord.errors import ModelError
 from accord.models import ensemble
 from accord.models.allocator import keep_memory
-from accord.models.attention import ATTENTION
+from accord.models.attention import ATTENTION, branch_attention, no_mask
 from accord.models.attributes import Attribute
 from accord.models.fuse import fuse
 from accord.models.network import HEADS, KEY, Critic, Network, Policy, Pooling, RewardModel, RewardModelConfig
-from accord.models.packing import pack
+from accord.models.packing import MicroBatch, pack
 from accord.models.starter import STARTER, starter_directory
 from accord.models.trees import Branch, Tree
 
 __all__ = ["default_device", "load_critic", "load_policy", "load_reward_model", "load_tokenizer"]
 
 
+transformers.AttentionInterface.register(ATTENTION, branch_attention)
+transformers.AttentionMaskInterface.register(ATTENTION, no_mask)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -291,21 +293,20 @@ def _can_branch(network: Network) -> bool:
     size = min(network.model.config.get_text_config().vocab_size, 1000)
     prompt, first, second = (generator.integers(0, size, length) for length in (5, 4, 3))
     branches = tuple(Branch(tokens, np.ones(len(tokens), bool)) for tokens in (first, second))
-    batch = pack([Tree(prompt, branches, ranks=(0, 1))], 1 << 20)[0].to(network.device)
+    forked, alone = (
+        pack(trees, 1 << 20)[0].to(network.device)
+        for trees in ([Tree(prompt, branches, ranks=(0, 1))], [Tree(prompt, (branch,)) for branch in branches])
+    )
     try:
         with torch.no_grad():
-            together = network.hidden(batch)
-            alone = [
-                network.hidden(pack([Tree(prompt, (branch,))], 1 << 20)[0].to(network.device))[
-                    5 : 5 + len(branch.tokens_L)
-                ]
-                for branch in branches
-            ]
+            pairs = zip(_spoken(network, forked), _spoken(network, alone), strict=True)
+            return all(torch.allclose(one, other, atol=1e-3, rtol=1e-3) for one, other in pairs)
     except Exception:  # attention of a kind that does not know the layout may fail in any way
         return False
-    tree = batch.layout[0]
-    pairs = zip(tree.branches, alone, strict=True)
-    return all(
-        torch.allclose(together[span.start : span.start + span.length], expected, atol=1e-3, rtol=1e-3)
-        for span, expected in pairs
-    )
+
+
+def _spoken(network: Network, batch: MicroBatch) -> list[Tensor]:
+    """Hidden states of every branch, the shortest first: packing may change their order."""
+    hidden = network.hidden(batch)
+    spans = [span for tree in batch.layout for span in tree.branches]
+    return [hidden[span.start : span.start + span.length] for span in sorted(spans, key=lambda span: span.length)]

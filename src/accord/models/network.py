@@ -12,6 +12,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,12 @@ class Network(ABC):
     def trainable(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    def layers(self) -> list[nn.Module]:
+        """The stack of layers that every token passes: what activation checkpointing and sharding work on."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states [T, D] of a packed micro-batch."""
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_T[None], "use_cache": False}
@@ -152,10 +159,12 @@ class Network(ABC):
         state = hashlib.blake2b(digest_size=16)
         state.update(json.dumps(self.model.config.to_diff_dict(), sort_keys=True, default=str).encode())
         weights = {name.replace(".base_layer", ""): tensor for name, tensor in self.model.state_dict().items()}
-        for name in sorted(name for name in weights if "lora_" not in name and not _of_value_head(name)):
-            state.update(name.encode())
-            tensor = whole(weights[name].detach())
-            state.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        names = sorted(name for name in weights if "lora_" not in name and not _of_value_head(name))
+        is_sharded = any(hasattr(weights[name], "full_tensor") for name in names)
+        with ThreadPoolExecutor() as pool:
+            each = map if is_sharded else pool.map  # a gathered weight is let go of before the next one comes
+            for name, digest in zip(names, each(_digest, (weights[name] for name in names)), strict=True):
+                state.update(name.encode() + digest)
         return state.hexdigest()
 
     def state(self) -> dict[str, Tensor]:
@@ -354,6 +363,10 @@ class Critic(RewardModel):
 def _of_value_head(name: str) -> bool:
     """Whether a weight of this name belongs to a value head."""
     return name.startswith(f"{_VALUE_HEAD}.") or f".{_VALUE_HEAD}." in name
+
+
+def _digest(weight: Tensor) -> bytes:
+    return hashlib.sha256(whole(weight.detach()).cpu().contiguous().view(torch.uint8).numpy().data).digest()
 
 
 def _means(hidden_TD: Tensor, batch: MicroBatch) -> Tensor:

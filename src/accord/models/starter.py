@@ -10,9 +10,6 @@ import importlib.util
 import os
 from pathlib import Path
 
-import torch
-import transformers
-
 from accord.errors import ModelError
 from accord.files import atomic_directory
 
@@ -55,6 +52,9 @@ def _gguf_folder() -> Path:
 
 
 def _convert(folder: Path, directory: Path) -> None:
+    import torch
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
     # The GGUF says pad = eos; a mask that hides padding would then hide the stop token too.
     tokenizer.pad_token = tokenizer.unk_token
