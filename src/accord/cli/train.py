@@ -139,7 +139,9 @@ def _train(
     deepspeed: Path | None,
 ) -> None:
     from accord.cli.examples import Examples, settings_of
+    from accord.engine.memory import touch_ahead
     from accord.losses import LabelConfig
+    from accord.models.starter import STARTER, starter_directory
     from accord.train import bind_loss, view_of
     from accord.train.deepspeed import read_deepspeed
     from accord.types import LabelledCompletion
@@ -151,6 +153,8 @@ def _train(
             print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
     settings = settings_of(recipe, data, config, set, base, lora=lora)
     view = view_of(settings)
+    if not settings.lora and not settings.reward_model.frozen_layers:
+        touch_ahead(starter_directory() if model == STARTER else Path(model))
     # The data is read before the model is loaded: a faulty row costs seconds, not minutes.
     examples = Examples(data, settings, view.kind, skip_bad=skip_bad)
     loss_config = bind_loss(settings).config

@@ -73,6 +73,7 @@ class Engine:
             raise ConfigError("There are no processes to share the model.", where="[engine.sharding]", fix=fix)
         if optimizer and not self.sharded:
             for parameter in network.trainable():
+                # Loaded weights are pages of their file; to write into those costs more than a copy.
                 parameter.data = parameter.data.clone()
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(network.trainable(), optimizer) if optimizer else None

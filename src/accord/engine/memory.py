@@ -10,6 +10,8 @@ T = unique tokens of a micro-batch, N = tokens that carry loss, V = vocabulary, 
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -21,10 +23,13 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from accord.engine.distributed import active
 from accord.engine.precision import autocast
 from accord.errors import ResourceError
+from accord.models.allocator import touch_memory
 from accord.models.attention import kept_cells
 from accord.models.logprobs import kept_logits
 from accord.models.network import Network, Policy
@@ -41,6 +46,7 @@ __all__ = [
     "explain_shortage",
     "fit",
     "gigabytes",
+    "touch_ahead",
     "usable_memory",
 ]
 
@@ -316,6 +322,26 @@ class Fit:
         need = f"the fastest way needs about {gigabytes(self.wanted)}, and {gigabytes(self.capacity)} may be used"
         more = "" if self.fits else f" This needs about {gigabytes(self.needed)}: see `accord plan`."
         return f"Memory: {self.tokens:,} tokens per micro-batch{again}, because {need}.{more}"
+
+
+def touch_ahead(directory: Path) -> None:
+    """Have memory ready, while libraries are imported, that training all weights of a model will take.
+
+    Weights, gradients and two moments in float32, their copy in bfloat16, and what a micro-batch of `TOKENS` keeps: 34
+    bytes per layer and hidden unit (Korthikanti et al. 2022, eq. 2, without attention weights). The headers of the
+    model's files say how many weights there are. On a CPU only.
+    """
+    if torch.cuda.is_available() or active():
+        return
+    weights = 0
+    for file in directory.glob("*.safetensors"):
+        with suppress(SafetensorError, OSError), safe_open(file, "pt") as tensors:
+            weights += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    settings: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    kept = 34 * TOKENS * settings.get("num_hidden_layers", 0) * settings.get("hidden_size", 0)
+    touch_memory(min(18 * weights + kept, psutil.virtual_memory().available // 2))
 
 
 def fit(

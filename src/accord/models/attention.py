@@ -1,8 +1,8 @@
 """Branch attention: every completion attends to its prompt and to itself, causally, and to nothing else.
 
-Registered through transformers' attention interface under the name `accord` (by `accord.models.load`), so no model is patched. The model is
-called as ``body(input_ids, position_ids, batch=micro_batch)`` and hands `batch` down to `branch_attention`. On CUDA
-FlexAttention does the work (`accord.models.attention_flex`), elsewhere batched products, here.
+Registered through transformers' attention interface under the name `accord` (in `accord.models.load`), so no model is
+patched. The model is called as ``body(input_ids, position_ids, batch=micro_batch)`` and hands `batch` down to
+`branch_attention`. On CUDA FlexAttention does the work (`accord.models.attention_flex`), elsewhere products here.
 
 The products are batched per key/value head with its query heads side by side (no key is repeated). For the lengths of
 preference data this is 3 to 4 times faster in bfloat16 on a CPU, forward and backward, than one fused

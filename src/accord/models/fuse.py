@@ -113,11 +113,11 @@ def _agree(module: nn.Module, replacement: nn.Module, size: int, like: Tensor, t
 
 def _settings(module: nn.Module) -> tuple[object, ...]:
     """The classes of a module and of all inside it, their functions and plain attributes: all but the weights."""
-    plain = (int, float, str, type(None))
-    return tuple(
-        (type(each), *((name, value) for name, value in vars(each).items() if isinstance(value, plain) or callable(value)))
-        for each in module.modules()
-    )
+
+    def counts(value: object) -> bool:
+        return value is None or isinstance(value, int | float | str) or callable(value)
+
+    return tuple((type(each), *(item for item in vars(each).items() if counts(item[1]))) for each in module.modules())
 
 
 class _Embedding(torch.autograd.Function):
