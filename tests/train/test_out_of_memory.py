@@ -38,7 +38,7 @@ def train_by(
 
     def start(function: Callable[..., LossOutput]) -> int:
         bound = BoundLoss(Loss(function, SFTConfig, TokenLogprobs), SFTConfig())
-        monkeypatch.setattr("accord.train.loop.bind_loss", lambda _: bound)
+        monkeypatch.setattr("accord.train.offline.bind_loss", lambda _: bound)
         words = ["train", "sft", "--model", str(tiny_llama), "--data", str(data["sft"]), "--set", "samples=0"]
         return run([*words, "--out", str(tmp_path / "run")])
 

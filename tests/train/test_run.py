@@ -15,10 +15,11 @@ import pytest
 from accord.cli import run
 from accord.errors import ConfigError, UnknownNameError
 from accord.models.tiny import save_tiny
-from accord.train import TrainConfig, bind_loss, recipe, resolve
-from accord.train.loop import batch_indices, total_steps
+from accord.train import TrainConfig, bind_loss, is_online, recipe, resolve
+from accord.train.offline import batch_indices, total_steps
 
-RECIPES = {path.name.removesuffix(".toml") for path in resources.files("accord.train").joinpath("recipes").iterdir()}
+ALL = {path.name.removesuffix(".toml") for path in resources.files("accord.train").joinpath("recipes").iterdir()}
+RECIPES = {name for name in ALL if not is_online(name)}
 OTHER = {"reward": "bradley_terry", "reward_ratings": "regression", "mpo": "mixture"}
 """Recipes that are not named after their loss."""
 
@@ -68,8 +69,8 @@ def test_a_loss_of_rollouts_learns_from_no_file() -> None:
 
 
 def test_an_unknown_recipe_lists_those_that_there_are() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown recipe 'dppo'\. Did you mean 'dpo'\? Known: .*reward, .*sft"):
-        resolve("dppo")
+    with pytest.raises(UnknownNameError, match=r"Unknown recipe 'dpoo'\. Did you mean 'dpo'\? Known: .*reward, .*sft"):
+        resolve("dpoo")
 
 
 def test_an_epoch_holds_every_row_once_in_its_own_order() -> None:

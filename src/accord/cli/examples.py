@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accord.errors import ConfigError
 
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from accord.data.usable import Kind
     from accord.errors import RowError
     from accord.models.render import Renderer
-    from accord.train import TrainConfig
+    from accord.train import OnlineConfig, TrainConfig
     from accord.train.examples import Trees
     from accord.types import Record
 
-__all__ = ["Examples", "settings_of"]
+__all__ = ["Examples", "online_settings_of", "settings_of"]
+
+S = TypeVar("S", "TrainConfig", "OnlineConfig")
 
 _STREAMED = (
     "More than {:,} rows: the others are read from disk, and checked, as training goes.\n"
@@ -38,27 +40,77 @@ def settings_of(
     Raises:
         ConfigError: a wrong setting; or data is named nowhere, or in two places.
     """
-    from accord.config import parse_assignments
-    from accord.data.mix import read_shares
     from accord.train import resolve
 
-    extra: dict[str, Any] = {"lora": {}} if lora and "lora" not in parse_assignments(assignments) else {}
-    settings = resolve(recipe, config, assignments, extra, base)
+    def build(extra: dict[str, Any]) -> TrainConfig:
+        return resolve(recipe, config, assignments, extra, base)
+
+    return _with_data(build, data, _adapters(assignments, lora=lora))
+
+
+def online_settings_of(
+    recipe: str,
+    data: Sequence[str],
+    config: Path | None,
+    assignments: Sequence[str],
+    *,
+    lora: bool,
+    rewards: Sequence[str],
+    sampler: str | None,
+) -> OnlineConfig:
+    """The same for a recipe that learns from what the policy samples.
+
+    Args:
+        rewards: names of rewards that need no settings.
+        sampler: address of a server that samples.
+
+    Raises:
+        ConfigError: a wrong setting; data or rewards are named nowhere, or in two places.
+    """
+    from accord.train import resolve_online
+
+    given = _adapters(assignments, lora=lora) | ({"sampler": {"url": sampler}} if sampler else {})
+    named = resolve_online(recipe, config, assignments).rewards
+    if named and rewards:
+        fix = "Leave out --reward, or [[rewards]] in the settings."
+        raise ConfigError("The settings name rewards already.", where="--reward", fix=fix)
+    if not named and not rewards:
+        fix = "Give --reward NAME, e.g. --reward exact_answer, or [[rewards]] in --config; docs/rewards.md lists them."
+        raise ConfigError("No reward is named.", where="--reward", fix=fix)
+    if rewards:
+        given["rewards"] = [{"name": name} for name in rewards]
+
+    def build(extra: dict[str, Any]) -> OnlineConfig:
+        return resolve_online(recipe, config, assignments, extra)
+
+    return _with_data(build, data, given)
+
+
+def _adapters(assignments: Sequence[str], *, lora: bool) -> dict[str, Any]:
+    from accord.config import parse_assignments
+
+    return {"lora": {}} if lora and "lora" not in parse_assignments(assignments) else {}
+
+
+def _with_data(build: Callable[[dict[str, Any]], S], data: Sequence[str], extra: dict[str, Any]) -> S:
+    """The settings, with the shares of --data where it gives several."""
+    from accord.data.mix import read_shares
+
+    settings = build(extra)
     if settings.data is None and not data:
         fix = "Give --data FILE, or several with their weights: --data a.jsonl=0.7 --data b.jsonl=0.3"
         raise ConfigError("No data is named.", where="--data", fix=fix)
     if settings.data and data:
         what = f"The settings name data already: {', '.join(settings.data)}."
         raise ConfigError(what, where="--data", fix="Leave out --data, or [data] in the settings.")
-    if len(data) > 1:
-        settings = resolve(recipe, config, assignments, extra | {"data": read_shares(data)}, base)
-    return settings
+    return build(extra | {"data": read_shares(data)}) if len(data) > 1 else settings
 
 
 class Examples:
     """The data of a run, read; what was read and drawn is printed.
 
-    Labels and ratings are looked at all together (how many are good, on which scale), so they stay in memory.
+    Labels and ratings are looked at all together (how many are good, on which scale), so they stay in memory; so do
+    prompts, which come again and again.
 
     Attributes:
         name: what the user called it.
@@ -66,7 +118,9 @@ class Examples:
         large: whether the rows are read from disk as training goes.
     """
 
-    def __init__(self, data: Sequence[str], settings: TrainConfig, kind: Kind, *, skip_bad: bool = False) -> None:
+    def __init__(
+        self, data: Sequence[str], settings: TrainConfig | OnlineConfig, kind: Kind, *, skip_bad: bool = False
+    ) -> None:
         from accord.data.load import is_rowwise, load
         from accord.data.mix import check_shares, mix_records
         from accord.data.rows import STREAM_ABOVE
@@ -75,7 +129,7 @@ class Examples:
         self.shares = check_shares(settings.data) if settings.data else {}
         self.name = ", ".join(f"{spec}={weight:g}" for spec, weight in self.shares.items()) or data[0]
         specs = list(self.shares) or [data[0]]
-        may_stream = kind not in ("labels", "ratings") and all(map(is_rowwise, specs))
+        may_stream = kind not in ("labels", "ratings", "prompts") and all(map(is_rowwise, specs))
         limit = STREAM_ABOVE + 1 if may_stream else None
         loaded = {spec: load(spec, kind, limit, skip_bad=skip_bad) for spec in specs}
         self.large = may_stream and any(len(each.records) > STREAM_ABOVE for each in loaded.values())

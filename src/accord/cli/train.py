@@ -31,6 +31,8 @@ def train(
     lora: bool = False,
     resume: bool = False,
     skip_bad: bool = False,
+    reward: tuple[str, ...] = (),
+    sampler: str | None = None,
     processes: int | None = None,
     launcher: Literal["local", "ray"] = "local",
     deepspeed: Path | None = None,
@@ -39,7 +41,8 @@ def train(
 
     A recipe names a loss and its vetted defaults: `sft` learns from demonstrations; `dpo` and its kin from preferences,
     with the model as it is now as the reference; `kto` and its kin from thumbs up and down; `reward` trains a reward
-    model on preferences. An unknown recipe lists them all.
+    model on preferences; `ppo`, `grpo` and their kin learn from completions that the model samples, and from rewards
+    (docs/online.md). An unknown recipe lists them all.
 
     Parameters
     ----------
@@ -62,6 +65,10 @@ def train(
         Continue the run in --out.
     skip_bad
         Leave out rows that cannot be used, and list them, instead of stopping at them.
+    reward
+        Online recipes: a reward, e.g. exact_answer; repeat for more. [[rewards]] of --config can give them settings.
+    sampler
+        Online recipes: address of a server that samples, e.g. http://127.0.0.1:8001 (docs/sampling.md).
     processes
         Share the model among so many processes (docs/scale.md); one for each GPU.
     launcher
@@ -70,11 +77,16 @@ def train(
         DeepSpeed configuration (JSON): read into the settings, under --config and --set.
     """
     options: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
-    options |= {"resume": resume, "skip_bad": skip_bad, "deepspeed": deepspeed}
+    options |= {"resume": resume, "skip_bad": skip_bad, "deepspeed": deepspeed, "reward": reward, "sampler": sampler}
     if processes is None and launcher == "ray":
         fix = "Give the number of workers, e.g. --processes 2"
         raise ConfigError("How many workers?", where="--launcher ray", fix=fix)
     if processes is not None:
+        from accord.train import is_online
+
+        if is_online(recipe):
+            fix = "Leave it out. A server can sample beside this process: --sampler URL (docs/sampling.md)."
+            raise ConfigError("Online recipes train in one process so far.", where=f"--processes {processes}", fix=fix)
         return _start_job(recipe, options, processes, launcher)
     if "RANK" not in os.environ:
         _train(recipe, **options)
@@ -137,15 +149,30 @@ def _train(
     resume: bool,
     skip_bad: bool,
     deepspeed: Path | None,
+    reward: tuple[str, ...],
+    sampler: str | None,
 ) -> None:
     from accord.cli.examples import Examples, settings_of
     from accord.engine.memory import touch_ahead
     from accord.losses import LabelConfig
     from accord.models.starter import STARTER, starter_directory
-    from accord.train import bind_loss, view_of
+    from accord.train import bind_loss, is_online, view_of
     from accord.train.deepspeed import read_deepspeed
     from accord.types import LabelledCompletion
 
+    if is_online(recipe):
+        from accord.cli.online import train_online
+
+        if deepspeed:
+            fix = "Leave it out: an online run is of one process."
+            raise ConfigError("Online recipes do not read DeepSpeed's settings.", where="--deepspeed", fix=fix)
+        given: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
+        train_online(recipe, **given, resume=resume, skip_bad=skip_bad, reward=reward, sampler=sampler)
+        return
+    for flag, value in (("--reward", reward), ("--sampler", sampler)):
+        if value:
+            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
+            raise ConfigError(what, where=flag, fix="Leave it out, or use an online recipe, such as grpo.")
     base: dict[str, Any] = {}
     if deepspeed:
         base, idle = read_deepspeed(deepspeed)

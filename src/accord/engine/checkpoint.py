@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,15 @@ from accord.files import atomic_directory
 __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 
-def save_checkpoint(engine: Engine, directory: Path, step: int) -> None:
-    """Write `directory/<step>`, then remove older checkpoints. Every rank writes its shard, rank 0 the directory."""
+def save_checkpoint(engine: Engine, directory: Path, step: int, others: Sequence[Engine] = ()) -> None:
+    """Write `directory/<step>`, then remove older checkpoints. Every rank writes its shard, rank 0 the directory.
+
+    Args:
+        others: engines that are trained beside it (a critic's).
+    """
     with _one_directory(directory / str(step)) as temporary, _quiet():
         try:
-            save(_state(engine), checkpoint_id=str(temporary), no_dist=not active())
+            save(_states(engine, others), checkpoint_id=str(temporary), no_dist=not active())
         except CheckpointException as error:
             raise _cause(error) from None  # a full disk, say: what surrounds us knows how to explain it
     for old in _checkpoints(directory) if rank() == 0 else ():
@@ -37,13 +41,13 @@ def save_checkpoint(engine: Engine, directory: Path, step: int) -> None:
             shutil.rmtree(old)
 
 
-def load_checkpoint(engine: Engine, path: Path) -> int:
+def load_checkpoint(engine: Engine, path: Path, others: Sequence[Engine] = ()) -> int:
     """Restore weights and optimiser, whatever number of ranks wrote them; returns the number of finished steps.
 
     Raises:
         RunError: the checkpoint belongs to another model or another set of trainable weights.
     """
-    state = _state(engine)
+    state = _states(engine, others)
     try:
         with _quiet():
             load(state, checkpoint_id=str(path), no_dist=not active())
@@ -73,6 +77,13 @@ def _one_directory(path: Path) -> Iterator[Path]:
 
 def _checkpoints(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+
+
+def _states(engine: Engine, others: Sequence[Engine]) -> dict[str, Any]:
+    state = _state(engine)
+    for place, other in enumerate(others):
+        state |= {f"{place}.{name}": tensor for name, tensor in _state(other).items()}
+    return state
 
 
 def _state(engine: Engine) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def explain_shortage() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
-        if type(error) is RuntimeError and "can't allocate memory" not in first:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in first:
             raise
         asked = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", first)
         what = f"Memory ran out: {asked[1]} {asked[2]} more were asked for." if asked else "Memory ran out."

@@ -85,7 +85,12 @@ def resolve(
     base: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """Recipe, then `base`, the file, --set, and `extra`; the result is checked as a whole, its loss included."""
-    layers = [recipe(name), base or {}, read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
+    own = recipe(name)
+    if "rollout" in own:
+        what = f"The recipe {name!r} learns from completions that the policy samples, not from data."
+        fix = "`accord train` runs it (docs/online.md); here name one that learns from data."
+        raise ConfigError(what, where=name, fix=fix)
+    layers = [own, base or {}, read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
     config = TrainConfig.build(merge(*layers), where=str(file) if file else "--set")
     if VIEWS[bind_loss(config).loss.inputs].kind == "prompts":
         what = f"The loss {config.loss['name']!r} learns from completions that the policy samples, not from a file."

@@ -14,7 +14,7 @@ from accord.models.ensemble import describe
 from accord.models.network import Network
 from accord.models.trees import Tree
 from accord.train.config import TrainConfig
-from accord.train.loop import train
+from accord.train.offline import train
 from accord.train.run import Run
 
 __all__ = ["divide", "train_ensemble"]

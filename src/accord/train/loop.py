@@ -1,192 +1,199 @@
-"""The one training loop: order, steps, metrics, checkpoints, resume. It never learns the name of a loss.
+"""The one training loop: steps, updates, metrics, checkpoints, Ctrl-C. It never learns where its steps come from.
 
-A run that is killed at any moment goes on from its last checkpoint to the same parameters, bit for bit: the order of
-the data and the random numbers of a step are functions of the seed and the step alone.
+A run that is killed at any moment goes on from its last checkpoint to the same parameters, bit for bit: what a step
+trains on and the random numbers of a step are functions of the seed and the step alone, or are kept on disk.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from functools import lru_cache
+from dataclasses import dataclass, field
 from types import FrameType
 
-import numpy as np
 import torch
 
-from accord.engine.checkpoint import load_checkpoint, save_checkpoint
+from accord.engine.checkpoint import save_checkpoint
 from accord.engine.distributed import active, gather, rank
 from accord.engine.engine import Engine
-from accord.engine.memory import explain_shortage
-from accord.engine.optimizer import learning_rate_at
-from accord.engine.reference import Reference, attach_reference
-from accord.engine.views import VIEWS
-from accord.errors import DataError
+from accord.engine.optimizer import OptimizerConfig, learning_rate_at
+from accord.errors import DataError, RunError, SamplerError
+from accord.losses.records import BoundLoss
 from accord.models.allocator import release_memory
-from accord.models.controls import with_controls
-from accord.models.lora import add_lora
 from accord.models.network import Network
-from accord.models.starter import cache_directory
-from accord.models.trees import IntArray, Tree, share_prompts
+from accord.models.trees import Tree
 from accord.tracking import Progress, Tracking
-from accord.train.config import TrainConfig, bind_loss
-from accord.train.examples import StreamedTrees, Trees, batches
+from accord.train.config import TrainConfig
+from accord.train.online_config import OnlineConfig
 from accord.train.run import Run
-from accord.train.samples import SamplePage
-from accord.train.validation import Validation, hold_out
+from accord.train.validation import Validation
 
-__all__ = ["batch_indices", "total_steps", "train"]
+__all__ = ["Learner", "Loop", "Step", "Update", "save_model"]
 
-
-_REFERENCE_ROWS = 256
-"""Streamed rows that are sorted by length and given to the reference together."""
 _TIDY_EVERY = 16
 """Steps between returns of free memory: blocks of ever new sizes leave holes, and the heap would grow with the run."""
 
 
-@explain_shortage()
-def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stage: str) -> None:
-    """Train `network` in place and write it to the run's directory.
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The trees of one optimiser update, and what their weighted losses are divided by (default: their weights)."""
 
-    The network as it is given is the reference, where the loss has one; LoRA is added to it where the settings say so.
+    trees: Sequence[Tree]
+    denominator: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step of the run does, one update after the other.
+
+    A step without updates learns nothing; one that has no metrics, either, is passed over.
+    """
+
+    updates: Sequence[Update]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What is known before learning."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What was spent on it before learning, by name; metrics show each as a share of the step."""
+    enough: Callable[[Mapping[str, float]], bool] | None = None
+    """Asked with the metrics of each update: whether to leave the step's remaining updates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """An engine that takes every update, and the loss that it takes it with."""
+
+    engine: Engine
+    bound: BoundLoss
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Other names of some of its metrics."""
+
+    def learn(self, update: Update, step: int, total: int) -> dict[str, float]:
+        """One optimiser update; its metrics."""
+        metrics = self.engine.forward_backward(update.trees, self.bound, denominator=update.denominator)
+        rate = learning_rate_at(step, total, self.engine.optimizer_config or OptimizerConfig())
+        metrics["grad_norm"] = self.engine.optim_step(rate)
+        metrics["learning_rate"] = rate
+        return {self.renamed.get(name, name): value for name, value in metrics.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What all training has in common.
 
     Args:
-        trees: one per prompt, in memory or on disk.
+        learners: the first is that of the model which the run is about.
+        start: steps that are done already.
         stage: the name under which progress is shown.
-
-    Raises:
-        ResourceError: memory runs out.
+        epoch_steps: steps of one pass over the data.
     """
-    bound = bind_loss(config)
-    if config.reward_model.members > 1:
-        raise ValueError("An ensemble is trained by train_ensemble.")
-    view = VIEWS[bound.loss.inputs]
-    if config.lora:
-        add_lora(network, config.lora, config.seed)
-    network.noise = config.neftune_alpha
-    engine = Engine(network, config.engine, config.optimizer)
-    streamed = trees if isinstance(trees, StreamedTrees) and view.reference else None
-    reference = _streamed_reference(engine, streamed, config) if streamed is not None else None
-    if not isinstance(trees, StreamedTrees):
-        if view.kind == "labels":
-            trees = share_prompts(trees)
-        if view.controls:
-            trees = with_controls(trees, config.seed, config.max_tokens or network.context)
-        if view.reference:
-            trees = _with_reference(engine, trees)
-    heldout: list[Tree] = []
-    if config.validation.share:
-        trees, heldout = hold_out(trees, config.validation.share, config.seed)
-    samples = SamplePage(engine, trees, run, count=config.samples, seed=config.seed)
-    checkpoint = run.latest()
-    start = load_checkpoint(engine, checkpoint) if checkpoint else 0
-    validation = Validation(engine, bound, heldout, config.validation, run, start) if heldout else None
-    total, first = total_steps(len(trees), config), rank() == 0
-    order = (batch_indices(step, len(trees), config) for step in range(start, total))
-    with (
-        closing(batches(trees, order)) as feed,
-        Tracking(run.directory, config, config.trackers, resume_step=start) if first else nullcontext() as tracking,
-        Progress(stage, total, unit="tokens", done=start, quiet=not first) as progress,
-        _stop_between_steps() as stopped,
-    ):
-        for step in range(start, total):
-            if validation and validation.exhausted:
+
+    run: Run
+    config: TrainConfig | OnlineConfig
+    learners: Sequence[Learner]
+    start: int
+    total: int
+    stage: str
+    epoch_steps: int
+
+    def go(self, feed: Generator[Step, None, None], validation: Validation | None = None) -> None:
+        """Take a step for everything that the feed yields: it is asked for a step when the one before it is learned.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the step that ran is finished and saved.
+        """
+        config, first = self.config, rank() == 0
+        tracking_of = Tracking(self.run.directory, config, config.trackers, resume_step=self.start) if first else None
+        with (
+            closing(feed),
+            tracking_of or nullcontext() as tracking,
+            Progress(self.stage, self.total, unit="tokens", done=self.start, quiet=not first) as progress,
+            _stop_between_steps() as stopped,
+        ):
+            for step in range(self.start, self.total):
+                if validation and validation.exhausted:
+                    break
+                began = time.perf_counter()
+                this = self._next(feed, step)
+                if not this.updates and not this.metrics:
+                    continue
+                row = self._learn(this, step, began)
+                if validation:
+                    row |= validation.measure(step + 1, self.total)
+                if tracking:
+                    tracking.log(step + 1, {**row, "epoch": (step + 1) / self.epoch_steps})
+                progress.advance(1, work=row["tokens"], **_shown(row))
+                if (step + 1) % _TIDY_EVERY == 0:
+                    release_memory()
+                stop = any(gather(bool(stopped)))  # all ranks stop behind the same step
+                if stop or ((step + 1) % config.checkpoint_every == 0 and step + 1 < self.total):
+                    self._save(step + 1)
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _learn(self, this: Step, step: int, began: float) -> dict[str, float]:
+        """All updates of a step; the row of metrics that it leaves."""
+        torch.manual_seed(self.config.seed + step)
+        ready, tokens = time.perf_counter(), 0
+        seen: list[dict[str, float]] = []
+        for update in this.updates:
+            metrics: dict[str, float] = {}
+            for learner in self.learners:
+                metrics |= learner.learn(update, step, self.total)
+            seen.append(metrics)
+            tokens += sum(len(tree) for tree in update.trees)
+            if this.enough and this.enough(metrics):
                 break
-            began = time.perf_counter()
-            batch = _next(feed, engine, run, step if step > start else 0)
-            if not batch:  # none of its rows could be used, and the user wants to go on without them
-                continue
-            if reference:
-                batch = reference.attach(batch)
-            torch.manual_seed(config.seed + step)
-            metrics = engine.forward_backward(batch, bound)
-            rate = learning_rate_at(step, total, config.optimizer)
-            metrics["grad_norm"] = engine.optim_step(rate)
-            tokens = sum(len(tree) for tree in batch)
-            row = {**metrics, "learning_rate": rate, "tokens": tokens, "seconds": time.perf_counter() - began}
-            if validation:
-                row |= validation.measure(step + 1, total)
-            if tracking:
-                tracking.log(step + 1, {**row, "epoch": (step + 1) / math.ceil(len(trees) / config.batch_size)})
-            progress.advance(1, work=tokens, **_shown(metrics))
-            if (step + 1) % _TIDY_EVERY == 0:
-                release_memory()
-            stop = any(gather(bool(stopped)))  # all ranks stop behind the same step
-            if stop or ((step + 1) % config.checkpoint_every == 0 and step + 1 < total):
-                save_checkpoint(engine, run.checkpoints, step + 1)
-            if stop:
-                raise KeyboardInterrupt
-    if validation:
-        validation.restore()
-    samples.finish()
+        row = {**_means(seen), **this.metrics, "tokens": tokens, "seconds": time.perf_counter() - began}
+        if this.seconds:
+            row["updates"] = len(seen)
+            spent = {**this.seconds, "backward": time.perf_counter() - ready}
+            row |= {f"time/{name}": seconds / row["seconds"] for name, seconds in spent.items()}
+        return row
+
+    def _next(self, feed: Iterator[Step], step: int) -> Step:
+        """The next step. If there can be none, the steps that were done are saved before the error goes on."""
+        try:
+            return next(feed)
+        except (DataError, RunError, SamplerError):
+            if step > self.start:
+                self._save(step)
+            raise
+
+    def _save(self, step: int) -> None:
+        first, *others = [learner.engine for learner in self.learners]
+        save_checkpoint(first, self.run.checkpoints, step, others)
+
+
+def save_model(network: Network, run: Run) -> None:
+    """Write the trained model; the checkpoints have then served."""
     network.model.eval()
     state = network.state() if active() else None
-    if first:
+    if rank() == 0:
         network.save(run.model, state)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     gather(None)
 
 
-def _next(feed: Iterator[list[Tree]], engine: Engine, run: Run, done: int) -> list[Tree]:
-    """The trees of a step. If a row cannot be used, the steps that were done are saved before the error goes on."""
-    try:
-        return next(feed)
-    except DataError:
-        if done:
-            save_checkpoint(engine, run.checkpoints, done)
-        raise
-
-
-def total_steps(rows: int, config: TrainConfig) -> int:
-    """Optimiser steps of the whole run; the last batch of an epoch may be smaller."""
-    steps = config.epochs * math.ceil(rows / config.batch_size)
-    return min(steps, config.max_steps) if config.max_steps else steps
-
-
-def batch_indices(step: int, rows: int, config: TrainConfig) -> list[int]:
-    """Which rows optimiser step `step` trains on: every row once per epoch, in an order drawn from (seed, epoch)."""
-    epoch, position = divmod(step, math.ceil(rows / config.batch_size))
-    order = _order(config.seed, epoch, rows)
-    return [int(i) for i in order[position * config.batch_size : (position + 1) * config.batch_size]]
-
-
-@lru_cache(maxsize=1)
-def _order(seed: int, epoch: int, rows: int) -> IntArray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
-
-
-def _streamed_reference(engine: Engine, trees: StreamedTrees, config: TrainConfig) -> Reference:
-    """With LoRA the reference stays at hand, and each step asks it. Without, it is asked now about every row in use."""
-    reference = Reference(engine, cache_directory() / "reference.sqlite")
-    if config.lora:
-        return reference
-    rows = np.sort(_order(config.seed, 0, len(trees))[: total_steps(len(trees), config) * config.batch_size])
-    notice = "All weights are trained, so the reference is computed first. With --lora it is computed as training goes."
-    print(f"{notice}\n{len(rows):,} rows, each once: they are kept in {reference.cache}")
-    chunks = [rows[start : start + _REFERENCE_ROWS].tolist() for start in range(0, len(rows), _REFERENCE_ROWS)]
-    quiet = rank() > 0
-    with (
-        Progress("Reference", len(rows), unit="tokens", quiet=quiet) as progress,
-        closing(batches(trees, chunks)) as feed,
-    ):
-        for indices, chunk in zip(chunks, feed, strict=True):
-            progress.advance(len(indices), work=reference.compute(chunk))
-    return reference
-
-
-def _with_reference(engine: Engine, trees: Sequence[Tree]) -> Sequence[Tree]:
-    cache = cache_directory() / "reference.sqlite"
-    total = sum(1 + bool(tree.controls) for tree in trees)
-    with Progress("Reference", total, unit="tokens", quiet=rank() > 0) as progress:
-        return attach_reference(engine, trees, cache, lambda count, tokens: progress.advance(count, work=tokens))
+def _means(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over the updates that have it."""
+    found: dict[str, list[float]] = {}
+    for metrics in seen:
+        for name, value in metrics.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, float]:
-    names = {"loss": "loss", "rewards/accuracies": "accuracy", "accuracy": "accuracy", "grad_norm": "grad"}
+    names = {
+        "reward": "reward",
+        "loss": "loss",
+        "rewards/accuracies": "accuracy",
+        "accuracy": "accuracy",
+        "grad_norm": "grad",
+    }
     return {short: metrics[name] for name, short in names.items() if name in metrics}
 
 

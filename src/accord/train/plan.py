@@ -32,7 +32,7 @@ from accord.models.trees import Tree, share_prompts
 from accord.tracking import Progress
 from accord.train.config import TrainConfig, bind_loss, view_of
 from accord.train.examples import StreamedTrees, Trees, batches
-from accord.train.loop import batch_indices, total_steps
+from accord.train.offline import batch_indices, total_steps
 from accord.train.validation import hold_out
 
 __all__ = ["Advice", "Data", "Plan", "Timing", "make_plan"]

@@ -1,0 +1,99 @@
+"""`accord train` by a recipe that learns from what the model samples: prompts and rewards in, a run directory out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from accord.models.network import Policy
+    from accord.train import OnlineConfig
+    from accord.train.rollouts import EncodedPrompt
+
+__all__ = ["train_online"]
+
+
+def train_online(
+    recipe: str,
+    *,
+    model: str,
+    data: tuple[str, ...],
+    out: Path,
+    config: Path | None,
+    set: tuple[str, ...],
+    lora: bool,
+    resume: bool,
+    skip_bad: bool,
+    reward: tuple[str, ...],
+    sampler: str | None,
+) -> None:
+    """Train by an online recipe; see `accord.cli.train.train`."""
+    from accord.cli.examples import Examples, online_settings_of
+    from accord.rewards import Rewards
+    from accord.types import Prompt
+
+    if "RANK" in os.environ:
+        fix = "Start it alone. A server can sample beside this process: --sampler URL (docs/sampling.md)."
+        raise ConfigError("Online recipes train in one process so far.", where="RANK", fix=fix)
+    settings = online_settings_of(recipe, data, config, set, lora=lora, rewards=reward, sampler=sampler)
+    # Data and rewards are read before the model is loaded: what is wrong with them costs seconds, not minutes.
+    examples = Examples(data, settings, "prompts", skip_bad=skip_bad)
+    prompts = [record for record in examples.records if isinstance(record, Prompt)]
+
+    from accord.models.load import load_critic, load_policy, load_tokenizer
+    from accord.models.render import Renderer
+    from accord.sampling.http import connect
+    from accord.train import Run, encode_prompts, method_of, provenance
+    from accord.train import train_online as train
+
+    rewards = Rewards(settings.rewards, load_tokenizer(model, chat_template=settings.template()))
+    rewards.check(prompts)
+    policy = load_policy(model, chat_template=settings.template())
+    bad: list[Any] = []
+    renderer = Renderer(policy, settings.max_tokens)
+    encoded = encode_prompts(renderer, prompts, settings.sampling.max_new_tokens, bad if skip_bad else None)
+    for error in bad:
+        print(f"Left out: {error}")
+    facts = provenance(policy, model, examples.name, [], settings.seed)
+    facts["data"] = {"name": examples.name, "rows": len(encoded), "hash": _hash(encoded)}
+    run = Run.open(out, settings, facts, resume=resume)
+    if run.finished:
+        print(f"This run is finished: {run.model}")
+        return
+    critic = settings.critic
+    train(
+        policy,
+        encoded,
+        rewards,
+        settings,
+        run,
+        stage=f"Train {recipe}",
+        reference=_reference(model, settings) if method_of(settings).reads_reference else None,
+        critic=load_critic(critic.model, policy.tokenizer) if critic else None,
+        sampler=connect(settings.sampler) if settings.sampler else None,
+    )
+    print(f"Model: {run.model}")
+    print(f"What was sampled: {out / 'rollouts.sqlite'}")
+    print(f"Next: accord chat --model {run.model}")
+
+
+def _reference(model: str, settings: OnlineConfig) -> Policy | None:
+    """The model once more where all its weights are trained; with LoRA it is the model without its adapters."""
+    from accord.models.load import load_policy
+
+    return None if settings.lora else load_policy(model, chat_template=settings.template())
+
+
+def _hash(prompts: Sequence[EncodedPrompt]) -> str:
+    """Of everything that sampling and rewards read of a prompt."""
+    state = hashlib.blake2b(digest_size=16)
+    for each in prompts:
+        state.update(len(each.ids_P).to_bytes(8, "little") + each.ids_P.tobytes())
+        state.update(repr((each.prompt.content, each.prompt.answer, each.prompt.requirements)).encode())
+    return state.hexdigest()

@@ -1,0 +1,241 @@
+"""From rollouts to what an optimiser update takes: scores, advantages, and trees with their share of the step.
+
+K = completions of one prompt, L = tokens of one completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from accord.advantages import BoundAdvantage, Credit, Group, is_idle, overlong_penalty, token_weights
+from accord.models.render import sampled_tree
+from accord.models.trees import Branch, FloatArray, Tree
+from accord.train.loop import Update
+from accord.train.online_config import RolloutConfig
+from accord.train.rollouts import Rollout
+
+__all__ = [
+    "Doubles",
+    "best_trees",
+    "differs",
+    "divide",
+    "groups_of",
+    "kl_metrics",
+    "pair_trees",
+    "policy_trees",
+    "rollout_metrics",
+    "scores_of",
+    "trees_of",
+    "weighted_updates",
+    "whole_updates",
+]
+
+Doubles = npt.NDArray[np.float64]
+
+
+def scores_of(rollout: Rollout, config: RolloutConfig, max_new_tokens: int) -> Doubles:
+    """The reward of every completion, less the penalties on its length: [K]; NaN where the reward failed."""
+    scores = []
+    for completion, reward in zip(rollout.completions, rollout.rewards, strict=True):
+        score = np.nan if reward.value is None else reward.value
+        score -= config.eos_penalty * (completion.stop_reason == "length")
+        if config.overlong_buffer:
+            score += overlong_penalty(len(completion.token_ids), max_new_tokens, config.overlong_buffer)
+        scores.append(score)
+    return np.array(scores)
+
+
+def differs(scores_K: Doubles) -> bool:
+    """Whether the scores say that one completion is better than another."""
+    present = scores_K[~np.isnan(scores_K)]
+    return len(present) > 1 and bool(present.min() < present.max())
+
+
+def trees_of(rollouts: Sequence[Rollout]) -> list[Tree]:
+    """A tree for every prompt, with a branch for every completion and the log-probabilities of its sampling."""
+    trees = []
+    for rollout in rollouts:
+        completions, prompt = rollout.completions, rollout.prompt
+        tree = sampled_tree(prompt.ids_P, completions, (0,) * len(completions), prompt.prompt.source)
+        branches = tuple(
+            replace(
+                branch,
+                truncated=completion.stop_reason == "length",
+                behaviour_L=np.array(completion.logprobs, np.float32),
+            )
+            for branch, completion in zip(tree.branches, completions, strict=True)
+        )
+        trees.append(replace(tree, branches=branches))
+    return trees
+
+
+def groups_of(
+    trees: Sequence[Tree], scores: Sequence[Doubles], values: Sequence[Sequence[FloatArray]] | None
+) -> list[Group]:
+    """What the advantage sees of each prompt; trees that carry reference log-probabilities give log-ratios."""
+    groups = []
+    for index, (tree, scores_K) in enumerate(zip(trees, scores, strict=True)):
+        ratios = [
+            branch.behaviour_L - branch.reference_L
+            for branch in tree.branches
+            if branch.behaviour_L is not None and branch.reference_L is not None
+        ]
+        groups.append(
+            Group(
+                scores_K,
+                lengths=tuple(len(branch.tokens_L) for branch in tree.branches),
+                truncated=tuple(branch.truncated for branch in tree.branches),
+                log_ratios=tuple(ratios),
+                values=tuple(values[index]) if values is not None else (),
+            )
+        )
+    return groups
+
+
+def policy_trees(
+    trees: Sequence[Tree],
+    groups: Sequence[Group],
+    advantage: BoundAdvantage,
+    config: RolloutConfig,
+    max_new_tokens: int,
+) -> tuple[list[Tree], list[bool]]:
+    """The same trees with advantages, weights and returns, and which of them have no advantage at all.
+
+    A completion whose reward failed is left out, with its share of every average; so is a prompt that has no other.
+    """
+    found, idle = [], []
+    for tree, group, credits in zip(trees, groups, advantage(groups), strict=True):
+        kept = [k for k, score in enumerate(group.scores_K) if not np.isnan(score)]
+        if not kept:
+            continue
+        weights, _ = token_weights([group.lengths[k] for k in kept], config.average, max_new_tokens)
+        branches = tuple(
+            _earning(tree.branches[k], credits[k], weight, group.values[k] if group.values else None)
+            for k, weight in zip(kept, weights, strict=True)
+        )
+        found.append(replace(tree, branches=branches, ranks=(0,) * len(branches)))
+        idle.append(is_idle([credits[k] for k in kept]))
+    return found, idle
+
+
+def _earning(branch: Branch, credit: Credit, weight: float, value_L: npt.NDArray[np.floating] | None) -> Branch:
+    return replace(
+        branch,
+        advantage_L=credit.advantage_L,
+        weight_L=np.full(len(branch.tokens_L), weight, np.float32),
+        value_L=None if value_L is None else value_L.astype(np.float32),
+        return_L=credit.return_L,
+    )
+
+
+def pair_trees(trees: Sequence[Tree], scores: Sequence[Doubles]) -> list[Tree]:
+    """The best and the worst completion of each prompt, as a pair; of equals the first. No pair where all are equal."""
+    pairs = []
+    for tree, scores_K in zip(trees, scores, strict=True):
+        if differs(scores_K):
+            branches = tree.branches[int(np.nanargmax(scores_K))], tree.branches[int(np.nanargmin(scores_K))]
+            pairs.append(replace(tree, branches=branches, ranks=(0, 1)))
+    return pairs
+
+
+def best_trees(trees: Sequence[Tree], scores: Sequence[Doubles], least: float | None) -> list[Tree]:
+    """The best completion of each prompt (of equals the first) whose score is at least this."""
+    best = []
+    for tree, scores_K in zip(trees, scores, strict=True):
+        if not np.isnan(scores_K).all() and (least is None or np.nanmax(scores_K) >= least):
+            best.append(replace(tree, branches=(tree.branches[int(np.nanargmax(scores_K))],), ranks=(0,)))
+    return best
+
+
+def divide(
+    trees: Sequence[Tree], config: RolloutConfig, seeds: Sequence[int], make: Callable[[Sequence[int]], Update | None]
+) -> list[Update]:
+    """The updates of a step: in every epoch each tree once, in mini-batches that are drawn anew.
+
+    Args:
+        seeds: what the draw depends on.
+        make: an update of the trees with these indices; None if there is nothing to learn from them.
+    """
+    updates = []
+    for epoch in range(config.epochs):
+        order = np.arange(len(trees))
+        if config.mini_batches > 1:
+            order = np.random.default_rng([*seeds, epoch]).permutation(len(trees))
+        made = [make(part.tolist()) for part in np.array_split(order, config.mini_batches) if len(part)]
+        updates += [update for update in made if update is not None]
+    return updates
+
+
+def whole_updates(trees: Sequence[Tree], config: RolloutConfig, seeds: Sequence[int]) -> list[Update]:
+    """Updates of trees whose loss averages by itself: pairs, demonstrations."""
+    return divide(trees, config, seeds, lambda part: Update([trees[index] for index in part]))
+
+
+def weighted_updates(
+    trees: Sequence[Tree],
+    idle: Sequence[bool],
+    config: RolloutConfig,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+) -> list[Update]:
+    """Updates of trees whose tokens carry weights.
+
+    Args:
+        idle: trees that need not be computed: they have no gradient, and keep their share of the denominator.
+    """
+
+    def make(part: Sequence[int]) -> Update | None:
+        lengths = [len(branch.tokens_L) for index in part for branch in trees[index].branches]
+        _, denominator = token_weights(lengths, config.average, max_new_tokens)
+        learned = [trees[index] for index in part if not idle[index]]
+        return Update(learned, denominator) if learned else None
+
+    return divide(trees, config, seeds, make)
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
+    """What a step has sampled, under TRL's names where it has one."""
+    completions = [completion for rollout in rollouts for completion in rollout.completions]
+    values = [
+        np.array([np.nan if reward.value is None else reward.value for reward in rollout.rewards])
+        for rollout in rollouts
+    ]
+    everything = np.concatenate(values)
+    everything = everything[~np.isnan(everything)]
+    stds = [float(np.nanstd(value_K, ddof=1)) for value_K in values if (~np.isnan(value_K)).sum() > 1]
+    metrics = {"reward": float(everything.mean())} if len(everything) else {}
+    if stds:
+        metrics["reward_std"] = float(np.mean(stds))
+        metrics["frac_reward_zero_std"] = 1 - float(np.mean([differs(value_K) for value_K in values]))
+    elif len(everything) > 1:
+        metrics["reward_std"] = float(everything.std(ddof=1))
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    ended = np.array([completion.stop_reason == "stop" for completion in completions])
+    metrics |= _lengths(lengths, "length") | _lengths(lengths[ended], "terminated_length")
+    metrics["completions/clipped_ratio"] = 1 - float(ended.mean())
+    metrics["sampling/version_lag"] = float(np.mean([version - each.policy_version for each in completions]))
+    return metrics
+
+
+def _lengths(lengths: npt.NDArray[np.int64], name: str) -> dict[str, float]:
+    if not len(lengths):
+        return {}
+    named: Mapping[str, float] = {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()}
+    return {f"completions/{what}_{name}": float(value) for what, value in named.items()}
+
+
+def kl_metrics(groups: Sequence[Group], coefficient: float) -> dict[str, float]:
+    """The KL in the reward: of a completion, in nats, and what it takes from the score."""
+    kls = [float(ratio_L.sum(dtype=float)) for group in groups for ratio_L in group.log_ratios]
+    if not kls:
+        return {}
+    kl = float(np.mean(kls))
+    return {
+        "objective/kl": kl,
+        "objective/kl_coefficient": coefficient,
+        "objective/non_score_reward": -coefficient * kl,
+    }
