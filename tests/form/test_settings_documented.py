@@ -14,14 +14,17 @@ from accord.loop.round import RoundConfig
 from accord.losses import LOSSES
 from accord.models.lora import LoRAConfig
 from accord.models.network import RewardModelConfig
+from accord.sampling.connection import HTTPConfig
 from accord.sampling.request import SamplingConfig
-from accord.train import TrainConfig
+from accord.train import OnlineConfig, TrainConfig
+from accord.train.online_config import CriticConfig, RolloutConfig
 from accord.train.validation import ValidationConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 CLASSES = [
     ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("engine.sharding.", ShardingConfig),
     ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
+    ("", OnlineConfig), ("rollout.", RolloutConfig), ("critic.", CriticConfig), ("sampler.", HTTPConfig),
     ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
     *(("advantage.", ADVANTAGES[name].config) for name in ADVANTAGES),
 ]  # fmt: skip

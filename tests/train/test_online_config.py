@@ -39,7 +39,7 @@ def test_the_recipes_are_those_of_the_field() -> None:
     ],
 )
 def test_what_a_recipe_needs(name: str, reference: bool, values: bool, skips: bool) -> None:
-    """No reference without a KL, no critic without GAE; a group without an advantage is skipped only where it is exact."""
+    """No reference without a KL, no critic without GAE; groups are skipped only where that is exact."""
     method = method_of(resolve_online(name))
     assert method.reads_reference == reference
     assert method.has_value_head == values

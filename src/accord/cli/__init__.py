@@ -54,7 +54,7 @@ VERBS = (
          "accord data dedup --data pairs.jsonl --out unique.jsonl --near 0.8"),
     Verb("plan", "accord.cli.plan:plan", "What a training run will cost in memory and time, and what to change.",
          f"accord plan dpo {_MODEL_DATA}"),
-    Verb("train", "accord.cli.train:train", "Train a model by a recipe: sft, reward, dpo and their kin.",
+    Verb("train", "accord.cli.train:train", "Train a model by a recipe: sft, reward, dpo, ppo, grpo and their kin.",
          f"accord train dpo {_MODEL_DATA} --out runs/dpo --set loss.beta=0.2", resumes=True),
     Verb("sample", "accord.cli.sample:sample", "Sample completions for a file of prompts.",
          "accord sample --model runs/dpo/model --data prompts.jsonl --out completions.jsonl"),
