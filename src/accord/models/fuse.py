@@ -32,6 +32,9 @@ class RMSNorm(nn.Module):
         device = hidden.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):
+            if not torch.is_grad_enabled() and hidden.dtype == self.weight.dtype:  # fewer calls: decoding is all calls
+                scale = self.weight + self.offset if self.offset else self.weight
+                return F.rms_norm(hidden, scale.shape, scale, self.epsilon).to(precision)
             normed: Tensor = _RMSNorm.apply(hidden, self.weight, self.epsilon, self.offset, precision)
         return normed
 
@@ -45,6 +48,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
+        if not torch.is_grad_enabled():
+            inner: Tensor = F.silu(self.gate_proj(hidden), inplace=True).mul_(self.up_proj(hidden))
+            return self.down_proj(inner)  # type: ignore[no-any-return]
         result: Tensor = self.down_proj(_SwiGLU.apply(self.gate_proj(hidden), self.up_proj(hidden)))
         return result
 

@@ -53,9 +53,8 @@ def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
     Raises:
         ModelError: the logits of a row are not finite.
     """
-    logits_MV = logits_MV.float()
+    said_MV = logits_MV = logits_MV.float()
     greedy_M = shaping.temperature_M == 0
-    raw_MV = torch.log_softmax(logits_MV, dim=-1)
     if shaping.bias is not None:
         rows, tokens, numbers = shaping.bias
         logits_MV = logits_MV.index_put((rows, tokens), numbers, accumulate=True)
@@ -78,7 +77,9 @@ def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
     if bool(greedy_M.any()):
         tokens_M = torch.where(greedy_M, logits_MV.argmax(-1), tokens_M)
     logprobs_M = probabilities_MV.gather(1, tokens_M[:, None])[:, 0].log()
-    raw_logprobs_M = raw_MV.gather(1, tokens_M[:, None])[:, 0]
+    raw_logprobs_M = logprobs_M
+    if shaped_MV is not said_MV:
+        raw_logprobs_M = torch.log_softmax(said_MV, dim=-1).gather(1, tokens_M[:, None])[:, 0]
     return Choice(tokens_M, torch.where(greedy_M, 0.0, logprobs_M), raw_logprobs_M)
 
 

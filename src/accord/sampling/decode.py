@@ -72,19 +72,17 @@ class CachedDecoder:
     def fork(self, prefix: Prefix, slots: slice) -> None:
         assert prefix.prefill is not None
         assert prefix.span is not None
-        self._cache.reserve(max(self._cache.columns, prefix.span.length + 1))
         self._cache.enter(prefix.prefill, prefix.span, slots)
 
-    def move(self, source: int, target: int, length: int) -> None:
-        self._cache.move(source, target, length)
+    def move(self, source: int, target: int, length: int) -> None:  # noqa: ARG002
+        self._cache.move(source, target)
 
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         M = len(tokens)
         idle = [0] * _idle(M)
-        self._cache.reserve(max(positions) + 1)
         tokens_M1 = torch.tensor([*tokens, *idle], device=self._device)[:, None]
         positions_M = torch.tensor([*positions, *idle], device=self._device)
-        return self._hidden(tokens_M1, positions_M[:, None], Decode(self._cache, positions_M))[:M, 0]
+        return self._hidden(tokens_M1, positions_M[:, None], self._cache.extend(M, positions_M))[:M, 0]
 
     def _hidden(self, ids: Tensor, positions: Tensor, batch: Prefill | Decode) -> Tensor:
         result: Tensor = self._body(
