@@ -55,7 +55,7 @@ def lengths_of(tree: Tree) -> list[int]:
 
 def test_scores_are_rewards_less_penalties() -> None:
     """Of 10 tokens the last 4 are the buffer: 8 tokens cost 0.5, 10 cost 1; the limit ended the last one: 0.25 more."""
-    config = RolloutConfig(overlong_buffer=4, eos_penalty=0.25)
+    config = RolloutConfig(overlong_buffer=0.4, eos_penalty=0.25)
     scores_K = scores_of(rollout([1.0, 1.0, None, 0.0], [6, 8, 3, 10], "---l"), config, 10)
     np.testing.assert_allclose(scores_K, [1.0, 0.5, np.nan, -1.25])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,7 @@ from accord.models.render import Renderer
 from accord.rewards import Rewards
 from accord.sampling.local import LocalSampler
 from accord.sampling.request import SamplingConfig
+from accord.sampling.serve import SampleServer
 from accord.train import encode_prompts, is_online
 from accord.train.credit import trees_of
 from accord.train.online_config import Method
@@ -67,7 +69,7 @@ def command(tiny_llama: Path, prompts: Path) -> Callable[..., list[str]]:
     """`accord train` of two steps in float32 with four prompts each and short completions."""
 
     def make(name: str, out: Path, *settings: str, reward: str = "even", more: Sequence[str] = ()) -> list[str]:
-        common = ["steps=2", "batch_size=4", "engine.precision=float32", "rollout.overlong_buffer=0"]
+        common = ["steps=2", "batch_size=4", "engine.precision=float32"]
         common += ["sampling.max_new_tokens=8", "optimizer.learning_rate=0.003", "optimizer.warmup=0.0"]
         words = [word for setting in (*common, *settings) for word in ("--set", setting)]
         rewards = ["--reward", f"{prompts / 'rewards.py'}:{reward}"] if reward else []
@@ -199,6 +201,45 @@ def test_failed_rewards_are_told_and_where_all_fail_the_run_stops(
     message = capsys.readouterr().err
     assert "Every reward failed. broken failed for 32 of 32 completions: OSError 32 (OSError: no such sensor" in message
     assert "Traceback" not in message
+
+
+def test_where_all_rewards_failed_the_run_goes_on_once_they_are_mended(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Failures of a step that stopped the run are not kept; its completions are."""
+    sensor, out = tmp_path / "sensor", tmp_path / "run"
+    text = f"def read(prompts, completions):\n    return [float(open({str(sensor)!r}).read())] * len(completions)\n"
+    (tmp_path / "mine.py").write_text(text)
+    words = [*command("grpo", out, "steps=1", reward=""), "--reward", f"{tmp_path / 'mine.py'}:read"]
+    assert run(words) == 1
+    store = RolloutStore(out)
+    kept = store.completions(0, range(4))
+    store.close()
+    assert len(kept) == 32
+    sensor.write_text("0.5")
+    assert run([*words, "--resume"]) == 0
+    assert len(metrics(out)) == 1
+
+
+def test_a_server_samples_what_this_process_would(
+    command: Callable[..., list[str]], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The same tokens from the weights of every step, so the same policy within rounding."""
+    server = SampleServer(str(tiny_llama), precision="float32")
+    threading.Thread(target=server.run, daemon=True).start()
+    more = ["--sampler", server.url, "--set", f"sampler.exchange={tmp_path / 'exchange'}"]
+    settings = ["steps=3", "optimizer.epsilon=0.1"]
+    try:
+        assert run(command("grpo", tmp_path / "remote", *settings, more=more)) == 0
+    finally:
+        server.close()
+    assert run(command("grpo", tmp_path / "local", *settings)) == 0
+    remote, local = metrics(tmp_path / "remote"), metrics(tmp_path / "local")
+    assert [row["reward"] for row in remote] == [row["reward"] for row in local]
+    assert {row["sampling/version_lag"] for row in remote} == {0}
+    expected = weights(tmp_path / "local")
+    for name, tensor in weights(tmp_path / "remote").items():
+        np.testing.assert_allclose(tensor, expected[name], atol=1e-4, err_msg=name)
 
 
 def test_dynamic_sampling_trains_on_groups_that_differ(command: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -73,7 +73,6 @@ def test_a_kl_in_the_loss_brings_the_reference_and_ends_skipping() -> None:
         ("grpo", ["rollout.kl_stop=0.1"], "rollout.kl_stop", "one update"),
         ("online_dpo", ["rollout.kl_stop=0.1", "rollout.epochs=2"], "rollout.kl_stop", "measures no KL"),
         ("grpo", ["rollout.mini_batches=9"], "rollout.mini_batches", "cannot be divided"),
-        ("dapo", ["sampling.max_new_tokens=16"], "rollout.overlong_buffer", "max_new_tokens = 16"),
         ("reinforce", ["rollout.epochs=2"], "[rollout]", "one update"),
         ("online_dpo", ["rollout.average=token"], "rollout.average", "average of its own"),
         ("online_dpo", ["advantage.name=rloo"], "[advantage]", "reads no advantage"),

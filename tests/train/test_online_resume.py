@@ -46,7 +46,7 @@ def start(tiny_llama: Path, tmp_path: Path, commands: Any) -> Callable[..., Any]
         (place / "rewards.py").write_text(REWARD)
         (place / "kills").write_text(kills)
         common = [f"steps={STEPS}", "batch_size=4", "checkpoint_every=2", "sampling.max_new_tokens=8"]
-        common += ["optimizer.learning_rate=0.01", "rollout.overlong_buffer=0"]
+        common += ["optimizer.learning_rate=0.01"]
         rewards = f'rewards=[{{name = "{place / "rewards.py"}:even", normalise = "running"}}]'
         words = [word for setting in (*common, *settings, rewards) for word in ("--set", setting)]
         data = ["--model", str(tiny_llama), "--data", str(tmp_path / "prompts.jsonl")]

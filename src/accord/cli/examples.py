@@ -70,7 +70,7 @@ def online_settings_of(
     from accord.train import resolve_online
 
     given = _adapters(assignments, lora=lora) | ({"sampler": {"url": sampler}} if sampler else {})
-    named = resolve_online(recipe, config, assignments).rewards
+    named = resolve_online(recipe, config, assignments, given).rewards
     if named and rewards:
         fix = "Leave out --reward, or [[rewards]] in the settings."
         raise ConfigError("The settings name rewards already.", where="--reward", fix=fix)

@@ -44,7 +44,8 @@ def scores_of(rollout: Rollout, config: RolloutConfig, max_new_tokens: int) -> D
         score = np.nan if reward.value is None else reward.value
         score -= config.eos_penalty * (completion.stop_reason == "length")
         if config.overlong_buffer:
-            score += overlong_penalty(len(completion.token_ids), max_new_tokens, config.overlong_buffer)
+            buffer = max(1, round(config.overlong_buffer * max_new_tokens))
+            score += overlong_penalty(len(completion.token_ids), max_new_tokens, buffer)
         scores.append(score)
     return np.array(scores)
 

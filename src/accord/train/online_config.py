@@ -45,8 +45,8 @@ class RolloutConfig(Config):
     dynamic_sampling: int = Field(0, ge=0)
     """Replace prompts whose completions all have the same score by others, so many times at most (DAPO); what is left
     of them is not trained on."""
-    overlong_buffer: int = Field(0, ge=0)
-    """Tokens before `max_new_tokens` in which a completion's score falls, by 1 in all (DAPO, eq. 13); 0: never."""
+    overlong_buffer: float = Field(0.0, ge=0, le=1)
+    """The last share of `max_new_tokens`, in which a completion's score falls, by 1 in all (DAPO, eq. 13); 0: none."""
     eos_penalty: float = Field(0.0, ge=0)
     """Taken from the score of a completion that the token limit ended."""
     kl_stop: float | None = Field(None, gt=0)
@@ -216,7 +216,7 @@ def _value_loss(critic: CriticConfig | None) -> BoundLoss | None:
 
 
 def _check_sampling(config: OnlineConfig, view: View) -> None:
-    sampling, rollout = config.sampling, config.rollout
+    sampling = config.sampling
     if sampling.temperature == 0:
         what = "At temperature 0 all completions of a prompt are the same."
         raise ConfigError(what, where="sampling.temperature", fix="Use 1.0, or another temperature above 0.")
@@ -229,9 +229,6 @@ def _check_sampling(config: OnlineConfig, view: View) -> None:
                 "would be biased."
             )
             raise ConfigError(what, where=f"sampling.{name}", fix="Leave it out; the temperature may be set.")
-    if rollout.overlong_buffer > sampling.max_new_tokens:
-        what = f"The buffer is longer than max_new_tokens = {sampling.max_new_tokens}."
-        raise ConfigError(what, where="rollout.overlong_buffer", fix="Make it a part of that, such as a fifth.")
 
 
 def _check_updates(config: OnlineConfig, bound: BoundLoss, view: View) -> None:

@@ -241,7 +241,8 @@ class Rollouts:
             return found[0]
         owners = [prompt.prompt for prompt in prompts for _ in range(self.count)]
         rewards = self.rewards(owners, completions)
-        self.store.keep_rewards(self.step, self.round, rewards, self.rewards.state())
+        if any(reward.value is not None for reward in rewards):  # else the run stops, and is to try them again
+            self.store.keep_rewards(self.step, self.round, rewards, self.rewards.state())
         return rewards
 
     def _row(self, position: int) -> int:
