@@ -46,9 +46,9 @@ _PER_TREE = 63
 """Strings of one tree: with the prompt 253 tokens, which attention computes as one product."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
-    """What is exactly true of a policy. `most` is the largest reward that any policy has at this KL."""
+    """What is exactly true of a policy. `most` is the largest reward that any policy has at this KL, `logp_S` log π."""
 
     step: int
     distance: float
@@ -56,6 +56,7 @@ class Point:
     reward: float
     kl: float
     most: float
+    logp_S: Doubles
 
 
 class World:
@@ -129,7 +130,7 @@ class World:
     def point_of(self, logp_S: Doubles, step: int = 0) -> Point:
         p_S = np.exp(logp_S)
         reward, kl = float(p_S @ self.reward_S), float(p_S @ (logp_S - self.reference_S))
-        return Point(step, distance(logp_S, self.optimum_S), reward, kl, self.frontier(kl))
+        return Point(step, distance(logp_S, self.optimum_S), reward, kl, self.frontier(kl), logp_S)
 
     def frontier(self, kl: float) -> float:
         """The most reward at this KL: min over λ of λ·(KL + log E_ref exp(r/λ)), where π_ref·exp(r/λ) has this KL."""

@@ -93,8 +93,8 @@ def test_a_kl_of_single_letters_leads_elsewhere(world: World) -> None:
 def test_dpo_comes_nearer_with_more_pairs(world: World) -> None:
     """Rankings of 63 strings are 1,953 pairs each. Few pairs are learned by heart; many give the best policy."""
     ends = []
-    for count in (2, 16, 960):
-        points = preferences(world, rankings(world, count), steps=30, every=15)
+    for count in (2, 16, 1280):
+        points = preferences(world, rankings(world, count), steps=40, every=20)
         assert_never_above_the_frontier(points)
         ends.append(points[-1].distance)
     assert ends[0] > ends[1] > ends[2]
