@@ -34,17 +34,11 @@ import psutil
 from accord.models.load import load_tokenizer
 from accord.models.starter import STARTER
 from offline_first import first_step
-from offline_plan import SOURCES, TASKS, WARMUP, Plan, make_plan
+from offline_plan import KEEP_MEMORY, SOURCES, TASKS, WARMUP, Plan, make_plan
 from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, fallen, show, summary, unique_tokens, write
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "8589934592",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""glibc's settings for the peer; Accord sets its own in process (`accord.models.allocator`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from offline_plan import make_plan
+from offline_plan import KEEP_MEMORY, make_plan
 
 __all__ = ["first_step"]
 
@@ -45,7 +45,9 @@ def first_step(data: Path, tokenizer: Any, rounds: int) -> dict[str, Any]:
             seconds["accord"].append(_until(ours, lambda out=out: _has_line(out / "metrics.jsonl"), {}))  # type: ignore[misc]
             done = folder / f"trl-{number}"
             peer = [str(HERE / "offline_trl.py"), "first", str(file), str(done)]
-            seconds["trl"].append(_until(peer, done.exists, {"HF_DATASETS_CACHE": str(folder / f"cache-{number}")}))
+            seconds["trl"].append(
+                _until(peer, done.exists, {**KEEP_MEMORY, "HF_DATASETS_CACHE": str(folder / f"cache-{number}")})
+            )
     result = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"first step: Accord {result['accord']:.1f} s, TRL {result['trl']:.1f} s after the start", flush=True)
     return {"ratio": round(result["accord"] / result["trl"], 3), "seconds": seconds}

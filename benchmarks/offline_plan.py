@@ -22,6 +22,7 @@ import torch
 
 __all__ = [
     "BETA",
+    "KEEP_MEMORY",
     "LEARNING_RATE",
     "PACK",
     "SOURCES",
@@ -45,6 +46,12 @@ SOURCES: dict[Task, str] = dict.fromkeys(TASKS, "hh_harmless/train.jsonl.gz") | 
 """Rows of short answers; for `dpo_chat` those of a chat, both answers of 100 to 600 tokens."""
 Precision = Literal["bfloat16", "float32"]
 
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""glibc's settings for the peer; Accord sets its own in process (`accord.models.allocator`)."""
 WARMUP = 2
 """Steps at the start that are trained and checked, but not timed."""
 LEARNING_RATE: dict[Task, float] = dict.fromkeys(TASKS, 3e-6) | {"reward": 2e-5, "sft": 2e-5}
