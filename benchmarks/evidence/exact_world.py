@@ -1,0 +1,126 @@
+"""How near PPO, GRPO, RLOO and DPO come to the best policy, in a language whose 4,096 strings are enumerated.
+
+    python benchmarks/evidence/exact_world.py --write
+
+What tests/invariant/test_exact_world.py asserts in seconds, with more samples and steps: total variation to
+π* ∝ π_ref·exp(r/β), and reward over KL beside the most reward that any policy can have at that KL. Exits with 1 if a
+method ends farther from its fixed point than 0.02, or is above the frontier. The last line is JSON. --write draws
+docs/images/exact_world.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "invariant"))
+
+from enumerated import Point, World, distance, methods, online, preferences, rankings  # noqa: E402
+
+BOUND = 0.02
+PLANS = {"rloo": (150, 1024), "ppo": (250, 1536), "grpo": (300, 8192), "grpo_letterwise": (300, 8192)}
+"""Steps, and samples of each."""
+RANKINGS = (2, 16, 128, 1024, 25_600)
+"""Of 63 strings: 1,953 pairs each."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps and samples, to try it (default: 1)")
+    parser.add_argument("--only", nargs="*", help="names of methods (default: all, and dpo)")
+    parser.add_argument("--write", action="store_true", help="draw the curves into docs/images")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # threads cost more than they bring for a model of this size
+    with tempfile.TemporaryDirectory() as temporary:
+        world = World(Path(temporary) / "model")
+        runs = _runs(world, options.share)
+        points, rows = {}, {}
+        for name in options.only or runs:
+            began = time.perf_counter()
+            points[name] = runs[name]()
+            rows[name] = _row(world, name, points[name], time.perf_counter() - began)
+            print(name, json.dumps(rows[name]), flush=True)
+    if options.write:
+        _draw(world, points)
+    far = [name for name, row in rows.items() if _ends_at_home(name) and row["distance to its fixed point"] > BOUND]
+    above = [name for name, row in rows.items() if row["above the frontier"] > 1e-9]
+    print(json.dumps({"methods": rows, "farther than 0.02": far, "above the frontier": above}))
+    sys.exit(bool(far or above))
+
+
+def _runs(world: World, share: float) -> dict[str, Callable[[], list[Point]]]:
+    def online_run(name: str) -> Callable[[], list[Point]]:
+        steps, samples = (max(8, int(share * number)) for number in PLANS[name])
+        return lambda: online(world, methods(world.beta)[name], steps=steps, samples=samples)
+
+    def dpo_run(count: int) -> Callable[[], list[Point]]:
+        steps = max(8, int(share * max(400, count // 32)))
+        return lambda: preferences(world, rankings(world, max(2, int(share * count))), steps=steps)
+
+    return {name: online_run(name) for name in PLANS} | {_dpo(count): dpo_run(count) for count in RANKINGS}
+
+
+def _dpo(count: int) -> str:
+    return f"dpo, {count * 1953:,} pairs"
+
+
+def _ends_at_home(name: str) -> bool:
+    """Whether a method is held to the bound: few pairs are not enough."""
+    return name in PLANS or name == _dpo(RANKINGS[-1])
+
+
+def _row(world: World, name: str, points: Sequence[Point], seconds: float) -> dict[str, float]:
+    last = points[-1]
+    home = world.letterwise() if name == "grpo_letterwise" else world.optimum_S
+    row = {
+        "distance": last.distance,
+        "distance to its fixed point": distance(last.logp_S, home),
+        "reward": last.reward,
+        "kl": last.kl,
+        "most reward at this KL": last.most,
+        "above the frontier": max(point.reward - point.most for point in points),
+        "seconds": seconds,
+    }
+    return {key: round(value, 5) for key, value in row.items()}
+
+
+def _draw(world: World, points: dict[str, list[Point]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "accord"
+    import matplotlib.pyplot as plt
+
+    figure, (near, plane) = plt.subplots(1, 2, figsize=(10, 3.6))
+    for name, run in points.items():
+        done = [point.step / run[-1].step for point in run]
+        near.plot(done, [point.distance for point in run], label=name, linewidth=1.2)
+        plane.plot([point.kl for point in run], [point.reward for point in run], linewidth=1.2)
+    near.axhline(BOUND, color="tab:gray", linewidth=0.8, linestyle=":")
+    near.set(xlabel="share of the run", ylabel="total variation to the best policy", yscale="log")
+    near.legend(frameon=False, fontsize=7)
+    edge = [world.point_of(world.tilted(temperature)) for temperature in np.geomspace(0.3, 100, 60)]
+    most = max((point.kl for run in points.values() for point in run), default=1.0)
+    edge = [point for point in edge if point.kl <= 1.1 * most]
+    plane.plot([point.kl for point in edge], [point.reward for point in edge], color="black", linewidth=1)
+    best = world.point_of(world.optimum_S)
+    plane.plot(best.kl, best.reward, "k*")
+    plane.set(xlabel="KL to the reference (nats)", ylabel="reward (line: the most there is; star: the best policy)")
+    for axes in (near, plane):
+        axes.spines[["top", "right"]].set_visible(False)
+    image = ROOT / "docs" / "images" / "exact_world.svg"
+    image.parent.mkdir(exist_ok=True)
+    figure.savefig(image, metadata={"Date": None}, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
