@@ -27,14 +27,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
 from accord.models.load import load_tokenizer
 from accord.models.starter import STARTER
 from offline_first import first_step
-from offline_plan import KEEP_MEMORY, SOURCES, TASKS, WARMUP, Plan, make_plan
+from offline_plan import KEEP_MEMORY, SOURCES, TASKS, WARMUP, make_plan
 from offline_report import ACCORD, BEST, DEFAULTS, PLAIN, Run, answer, fallen, show, summary, unique_tokens, write
 
 HERE = Path(__file__).resolve().parent
@@ -50,6 +50,15 @@ class Side:
     keep_memory: bool
 
 
+class Written(Protocol):
+    """A plan: what all workers of a task read."""
+
+    @property
+    def task(self) -> str: ...
+
+    def write(self, path: Path) -> None: ...
+
+
 _SIDES = (
     Side(ACCORD, ("offline_accord.py",), keep_memory=False),
     Side(BEST, ("offline_trl.py", "best"), keep_memory=True),
@@ -60,7 +69,7 @@ _SIDES = (
 
 def main() -> None:
     options = _options()
-    _require_peer()
+    require_peer()
     for file in dict.fromkeys(DATA / SOURCES[task] for task in options.tasks):
         if not file.is_file():
             raise SystemExit(
@@ -71,7 +80,7 @@ def main() -> None:
     for task in options.tasks:
         count = 2 if task not in options.defaults else 4 if options.plain else 3
         plan = make_plan(task, DATA / SOURCES[task], tokenizer, options.steps, options.precision)
-        runs = _alternate(plan, _SIDES[:count], options.rounds)
+        runs = alternate(plan, _SIDES[:count], options.rounds)
         results[task] = summary(plan, runs, unique_tokens(plan, tokenizer))
         show(results[task])
     first = first_step(DATA / SOURCES["sft"], tokenizer, options.rounds) if options.first_step else None
@@ -88,8 +97,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", type=_tasks, default=("dpo", "reward", "sft"), help=f"of {','.join(TASKS)}")
     parser.add_argument("--all", action="store_true", help="every task, and the time to the first step")
     parser.add_argument("--first-step", action="store_true", help="also the time from start to first step of SFT")
-    parser.add_argument("--steps", type=_positive, default=8, help="counted steps, after 2 of warm-up (default: 8)")
-    parser.add_argument("--rounds", type=_positive, default=2, help="how often every side runs, in turn (default: 2)")
+    parser.add_argument("--steps", type=positive, default=8, help="counted steps, after 2 of warm-up (default: 8)")
+    parser.add_argument("--rounds", type=positive, default=2, help="how often every side runs, in turn (default: 2)")
     parser.add_argument(
         "--defaults",
         type=_pair_tasks,
@@ -120,13 +129,13 @@ def _pair_tasks(text: str) -> tuple[str, ...]:
     return names
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
-def _require_peer() -> None:
+def require_peer() -> None:
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
@@ -137,7 +146,7 @@ def _require_peer() -> None:
         )
 
 
-def _alternate(plan: Plan, sides: Sequence[Side], rounds: int) -> dict[str, list[Run]]:
+def alternate(plan: Written, sides: Sequence[Side], rounds: int) -> dict[str, list[Run]]:
     """Every side in turn, `rounds` times; fails if two processes did not train on the same tokens."""
     runs: dict[str, list[Run]] = {side.name: [] for side in sides}
     with tempfile.TemporaryDirectory() as directory:
@@ -160,7 +169,7 @@ def _alternate(plan: Plan, sides: Sequence[Side], rounds: int) -> dict[str, list
     return runs
 
 
-def _progress(plan: Plan, side: Side, number: int, rounds: int, run: Run, seconds: float) -> None:
+def _progress(plan: Written, side: Side, number: int, rounds: int, run: Run, seconds: float) -> None:
     per_step = statistics.mean(run.seconds[WARMUP:])
     print(
         f"{plan.task} {number + 1}/{rounds}  {side.name}: {per_step:.2f} s/step, other load {run.other_load:.0%}, "
@@ -208,6 +217,7 @@ def _run(output: str, other_load: float) -> Run:
         peak_memory=rest["peak_memory"],
         reference_seconds_per_pair=rest.get("reference_seconds_per_pair"),
         other_load=other_load,
+        shares=rest.get("shares"),
     )
 
 

@@ -199,6 +199,10 @@ class Worker:
         """One optimiser step is done."""
         self._say({"seconds": seconds, "loss": loss, **asdict(said)})
 
+    def shares(self, shares: dict[str, float]) -> None:
+        """What a counted step spends its time on, as shares of it."""
+        self._say({"shares": shares})
+
     def end(self) -> None:
         """Peak memory of this process, in bytes."""
         self._say({"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})

@@ -10,7 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,10 @@ __all__ = [
     "PLAIN",
     "Run",
     "answer",
+    "baseline",
+    "circumstances",
     "fallen",
+    "fallen_ratios",
     "show",
     "summary",
     "unique_tokens",
@@ -41,7 +44,10 @@ PLAIN = "TRL as it comes, plain allocator"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one worker process reported; `other_load` is the share of all cores that others used meanwhile."""
+    """What one worker process reported; `other_load` is the share of all cores that others used meanwhile.
+
+    `shares`: what a counted step spends its time on, where the worker says.
+    """
 
     seconds: list[float]
     losses: list[float]
@@ -50,6 +56,7 @@ class Run:
     peak_memory: int
     reference_seconds_per_pair: float | None
     other_load: float
+    shares: dict[str, float] | None = None
 
 
 def unique_tokens(plan: Plan, tokenizer: Any) -> float:
@@ -165,36 +172,48 @@ def answer(results: dict[str, Any], first: dict[str, Any] | None) -> dict[str, A
 
 def fallen(results: dict[str, Any], directory: Path, precision: str) -> list[str]:
     """Tasks whose ratio is under 80 % of this machine's baseline, where there is one of this precision."""
-    path = _baseline(directory)
+    path = baseline(directory, "offline")
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    before = found["ratio"] if found.get("precision") == precision else {}
-    now = answer(results, None)["ratio"]
-    return [f"{task} {now[task]} (was {before[task]})" for task in now if now[task] < 0.8 * before.get(task, 0)]
+    return fallen_ratios(answer(results, None)["ratio"], path) if found.get("precision") == precision else []
+
+
+def fallen_ratios(now: Mapping[str, float | None], path: Path) -> list[str]:
+    """Those under 80 % of the file's, where the file is of a processor like this one."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = found["ratio"] if found.get("cpu") == _cpu() else {}
+    return [
+        f"{name} {ratio} (was {before[name]})"
+        for name, ratio in now.items()
+        if ratio is not None and before.get(name) is not None and ratio < 0.8 * before[name]
+    ]
 
 
 def write(results: dict[str, Any], first: dict[str, Any] | None, directory: Path, precision: str, rounds: int) -> None:
     """Write results and circumstances to `directory`/offline-<cpu>.json."""
-    cpu = _cpu()
-    facts = {
-        "cpu": cpu,
-        "cores": psutil.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("accord", "torch", "transformers", "trl")},
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + (" with changes" if _git("status", "--porcelain", ":/src") else ""),
-        "command": " ".join(["python benchmarks/offline.py", *sys.argv[1:]]),
-        "precision": precision,
-        "rounds": rounds,
-    }
-    path = _baseline(directory)
+    path = baseline(directory, "offline")
     path.parent.mkdir(exist_ok=True)
+    facts = {**circumstances("offline.py", "trl"), "precision": precision, "rounds": rounds}
     found = {**facts, **answer(results, first), "first": first, "tasks": results}
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(f"Written: {os.path.relpath(path)}")
 
 
-def _baseline(directory: Path) -> Path:
-    return directory / f"offline-{re.sub(r'[^a-z0-9]+', '-', _cpu().lower()).strip('-')}.json"
+def circumstances(script: str, *peers: str) -> dict[str, Any]:
+    """Machine, versions (also those of `peers`), commit and command of a result of `script`."""
+    return {
+        "cpu": _cpu(),
+        "cores": psutil.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("accord", "torch", "transformers", *peers)},
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + (" with changes" if _git("status", "--porcelain", ":/src") else ""),
+        "command": " ".join([f"python benchmarks/{script}", *sys.argv[1:]]),
+    }
+
+
+def baseline(directory: Path, name: str) -> Path:
+    """The file of this processor's results: `directory`/NAME-CPU.json."""
+    return directory / f"{name}-{re.sub(r'[^a-z0-9]+', '-', _cpu().lower()).strip('-')}.json"
 
 
 def _cpu() -> str:

@@ -115,7 +115,7 @@ def _watched(trainer_class: type[Any], plan: Plan, worker: Worker) -> type[Any]:
                 return batch
 
             self.data_collator = watched
-            self.add_callback(_Clock(self, worker))
+            self.add_callback(Clock(self, worker))
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
@@ -125,7 +125,9 @@ def _watched(trainer_class: type[Any], plan: Plan, worker: Worker) -> type[Any]:
     return Watched
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Tells the worker of every step: seconds, and the trainer's `last_loss` and `batches`."""
+
     def __init__(self, trainer: Any, worker: Worker) -> None:
         self.trainer, self.worker, self.done = trainer, worker, 0
 
