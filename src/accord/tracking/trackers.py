@@ -22,7 +22,8 @@ from accord.config import Config, flatten
 from accord.errors import ResourceError
 from accord.files import write_text
 from accord.registry import Registry
-from accord.tracking.metrics import MetricsFile
+from accord.tracking.health import HealthFile
+from accord.tracking.metrics import MetricsFile, read_metrics
 
 __all__ = ["TRACKERS", "TrackedRun", "Tracker", "TrackerKind", "Tracking", "require_trackers"]
 
@@ -93,7 +94,7 @@ def require_trackers(names: Iterable[str]) -> None:
 
 
 class Tracking:
-    """All that takes the metrics of a run, as one: metrics.jsonl, then the trackers that are named.
+    """All that takes the metrics of a run, as one: metrics.jsonl, the rules of its health, then the trackers named.
 
     A tracker that fails while the run goes on is told of and left out from there on; metrics.jsonl has everything.
 
@@ -108,6 +109,7 @@ class Tracking:
     def __init__(self, run_dir: Path, settings: Config, trackers: Iterable[str] = (), *, resume_step: int) -> None:
         require_trackers(trackers)
         self._file = MetricsFile(run_dir, resume_step=resume_step)
+        self._health = HealthFile(run_dir, read_metrics(run_dir))
         self._trackers: dict[str, Tracker] = {}
         run = TrackedRun(run_dir, flatten(settings.model_dump(exclude_none=True)), resume_step)
         for name in trackers:
@@ -119,8 +121,10 @@ class Tracking:
                 raise ResourceError(f"The tracker cannot start: {error}", where=f"trackers: {name}", fix=fix) from None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one row; see `MetricsFile.log`."""
+        """Log one row (see `MetricsFile.log`), and print what the rules of health have to say of it."""
         self._file.log(step, metrics)
+        for notice in self._health.log(step, metrics):
+            print(notice, file=sys.stderr)
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(step, metrics)
