@@ -144,4 +144,6 @@ def test_every_rule_is_documented_with_its_limits() -> None:
 
 def test_every_metric_that_a_rule_names_is_documented() -> None:
     named = {name for rule in RULES for name in re.findall(r"`([^`]+)`", rule.when)} - {rule.name for rule in RULES}
-    assert [name for name in sorted(named) if not any(re.fullmatch(pattern(known), name) for known in documented())] == []
+    assert [
+        name for name in sorted(named) if not any(re.fullmatch(pattern(known), name) for known in documented())
+    ] == []
