@@ -80,14 +80,15 @@ class LocalSampler:
             DataError: a prompt is empty, or with `max_new_tokens` longer than the model's context.
         """
         settings = [request.settings(config) for request in requests]
+        vocabulary = self.policy.head.weight_VD.shape[0]
         for request, own in zip(requests, settings, strict=True):
-            self._check(request, own)
+            self._check(request, own, vocabulary)
         with self._ready():
             run = _Run(self.policy, requests, settings, config.max_batch)
             run.version, run.on_finish, run.on_token = self.policy_version, on_finish, on_token
             return run.completions()
 
-    def _check(self, request: Request, settings: SamplingConfig) -> None:
+    def _check(self, request: Request, settings: SamplingConfig, vocabulary: int) -> None:
         if not request.prompt_ids:
             fix = "Start with the model's first token."
             raise DataError("This prompt has no tokens.", where=request.where, fix=fix)
@@ -98,10 +99,9 @@ class LocalSampler:
                 f"{self.policy.context} that the model was built for."
             )
             raise DataError(what, where=request.where, fix="Shorten the prompt, or lower max_new_tokens.")
-        size = self.policy.head.weight_VD.shape[0]
-        unknown = [token for token in (*request.prompt_ids, *settings.logit_bias) if not 0 <= token < size]
+        unknown = [token for token in (*request.prompt_ids, *settings.logit_bias) if not 0 <= token < vocabulary]
         if unknown:
-            what = f"Token {unknown[0]} does not exist: the model knows 0 to {size - 1}."
+            what = f"Token {unknown[0]} does not exist: the model knows 0 to {vocabulary - 1}."
             raise ConfigError(what, where=request.where, fix="Encode with the model's own tokenizer.")
 
     @contextmanager
