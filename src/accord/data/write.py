@@ -163,7 +163,7 @@ def canonical(record: Record) -> dict[str, Any]:
     if isinstance(record, Prompt):
         row = {"id": record.id, "prompt": _content(record.content)}
         needs = [{"kind": need.kind, **need.options} for need in record.requirements]
-        told = {"requirements": needs or None, "answer": record.answer}
+        told: dict[str, Any] = {"requirements": needs or None, "answer": record.answer}
         return row | {name: value for name, value in told.items() if value is not None}
     row = {"prompt": _content(record.prompt)}
     if isinstance(record, PreferencePair):
