@@ -135,6 +135,7 @@ def process_group() -> Iterator[None]:
             raise lost from None
         raise
     if joined:
+        dist.barrier()  # a rank that leaves while another still speaks to it makes that one abort
         dist.destroy_process_group()
 
 
