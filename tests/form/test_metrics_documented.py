@@ -29,6 +29,7 @@ MORE = [
     ("sft", "loss.label_smoothing=0.1", "validation.share=0.3"),
     ("dpo", "loss.sft_weight=0.1"),
     ("grpo", "loss.kl_coefficient=0.1", "loss.dual_clip=3.0", "rollout.dynamic_sampling=1"),
+    ("grpo", "rollout.max_staleness=1"),
     ("ppo", "loss.name=ppo_clip", "critic.model=MODEL"),
 ]
 """Recipes with settings that add metrics."""

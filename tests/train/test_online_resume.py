@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,11 @@ def left(run: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
         ),
         ("dapo", ("rollout.completions=2", "rollout.dynamic_sampling=2", "rollout.mini_batches=2"), "3 6"),
         ("online_dpo", ("lora.rank=2",), "5"),
+        # Steps 3 and 4 are sampled, by older weights than it holds, when the checkpoint behind step 2 is written.
+        ("grpo", ("rollout.completions=3", "rollout.max_staleness=2"), "1 4"),
+        ("ppo", ("rollout.max_staleness=1", "rollout.mini_batches=2"), "4"),
     ],
-    ids=["grpo", "ppo", "critic", "dapo", "online_dpo with lora"],
+    ids=["grpo", "ppo", "critic", "dapo", "online_dpo with lora", "two steps ahead", "ppo, one step ahead"],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(
     name: str,
@@ -110,3 +115,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     # No round that was scored is scored again: each kill costs the call that it interrupts.
     assert int((tmp_path / "straight" / "calls").read_text()) == calls + len(kills.split())
+
+
+def test_what_was_sampled_ahead_is_used_and_not_made_again(start: Callable[..., Any], tmp_path: Path) -> None:
+    """Every row that the killed process has left is still there when the run is finished, with its version."""
+    killed = start("grpo", "run", "3", "rollout.max_staleness=2", "rollout.completions=2")
+    assert killed.code == -9, killed.output
+    before = _completions(tmp_path / "run" / "run")
+    assert {step for step, _, _ in before} > {0, 1, 2}
+    finished = start("grpo", "run", "3", "rollout.max_staleness=2", "rollout.completions=2", resume=True)
+    assert finished.code == 0, finished.output
+    after = _completions(tmp_path / "run" / "run")
+    assert {place: after[place] for place in before} == before
+    assert {(step, version) for (step, _, _), (version, _) in after.items()} == {(n, max(0, n - 2)) for n in range(5)}
+
+
+def _completions(run: Path) -> dict[tuple[int, int, int], tuple[int, str]]:
+    with closing(sqlite3.connect(run / "rollouts.sqlite")) as file:
+        rows = file.execute("SELECT step, prompt, k, version, completion FROM completions").fetchall()
+    return {(step, prompt, k): (version, text) for step, prompt, k, version, text in rows}

@@ -21,6 +21,7 @@ from accord.train.rollouts import Rollout
 __all__ = [
     "Doubles",
     "best_trees",
+    "corrected",
     "differs",
     "divide",
     "groups_of",
@@ -74,6 +75,42 @@ def trees_of(rollouts: Sequence[Rollout]) -> list[Tree]:
     return trees
 
 
+def corrected(
+    trees: Sequence[Tree], said: Sequence[Sequence[FloatArray]], cap: float
+) -> tuple[list[Tree], dict[str, float]]:
+    """Trees as if the policy of now had sampled them: with its log-probabilities, and truncated importance weights.
+
+    The weight of a token is min(π_now/π_sampled, cap) (Ionides 2008; of rollouts, Yao et al. 2025). Ratios of the loss
+    are then taken to the policy of now, and the weights make up for what has sampled.
+
+    Args:
+        said: log-probabilities of the policy of now, for every branch of every tree.
+
+    Returns:
+        The trees, and metrics over all tokens: TRL's names, and (Σw)²/(N·Σw²) of the weights (Kish 1965).
+    """
+    found, weights, differences = [], [], []
+    for tree, of_tree in zip(trees, said, strict=True):
+        branches = []
+        for branch, now_L in zip(tree.branches, of_tree, strict=True):
+            assert branch.behaviour_L is not None
+            difference_L = now_L - branch.behaviour_L
+            weight_L = np.exp(np.minimum(difference_L, np.log(cap))).astype(np.float32)
+            branches.append(replace(branch, behaviour_L=now_L, weight_L=weight_L))
+            weights.append(weight_L)
+            differences.append(np.abs(difference_L))
+        found.append(replace(tree, branches=tuple(branches)))
+    weight_N, difference_N = np.concatenate(weights).astype(float), np.concatenate(differences).astype(float)
+    return found, {
+        "sampling/importance_sampling_ratio/min": float(weight_N.min()),
+        "sampling/importance_sampling_ratio/mean": float(weight_N.mean()),
+        "sampling/importance_sampling_ratio/max": float(weight_N.max()),
+        "sampling/sampling_logp_difference/mean": float(difference_N.mean()),
+        "sampling/sampling_logp_difference/max": float(difference_N.max()),
+        "sampling/effective_sample_size": float(weight_N.sum() ** 2 / (len(weight_N) * (weight_N**2).sum())),
+    }
+
+
 def groups_of(
     trees: Sequence[Tree], scores: Sequence[Doubles], values: Sequence[Sequence[FloatArray]] | None
 ) -> list[Group]:
@@ -106,6 +143,7 @@ def policy_trees(
 ) -> tuple[list[Tree], list[bool]]:
     """The same trees with advantages, weights and returns, and which of them have no advantage at all.
 
+    Weights that tokens have already are multiplied by those of the average.
     A completion whose reward failed is left out, with its share of every average; so is a prompt that has no other.
     """
     found, idle = [], []
@@ -124,10 +162,11 @@ def policy_trees(
 
 
 def _earning(branch: Branch, credit: Credit, weight: float, value_L: npt.NDArray[np.floating] | None) -> Branch:
+    weight_L = np.full(len(branch.tokens_L), weight, np.float32)
     return replace(
         branch,
         advantage_L=credit.advantage_L,
-        weight_L=np.full(len(branch.tokens_L), weight, np.float32),
+        weight_L=weight_L if branch.weight_L is None else weight_L * branch.weight_L,
         value_L=None if value_L is None else value_L.astype(np.float32),
         return_L=credit.return_L,
     )

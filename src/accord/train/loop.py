@@ -88,6 +88,7 @@ class Loop:
         start: steps that are done already.
         stage: the name under which progress is shown.
         epoch_steps: steps of one pass over the data.
+        settle: called before a checkpoint is written; returns when what follows needs no older weights.
     """
 
     run: Run
@@ -97,6 +98,7 @@ class Loop:
     total: int
     stage: str
     epoch_steps: int
+    settle: Callable[[], None] | None = None
 
     def go(self, feed: Generator[Step, None, None], validation: Validation | None = None) -> None:
         """Take a step for everything that the feed yields: it is asked for a step when the one before it is learned.
@@ -163,6 +165,8 @@ class Loop:
             raise
 
     def _save(self, step: int) -> None:
+        if self.settle is not None:
+            self.settle()
         first, *others = [learner.engine for learner in self.learners]
         save_checkpoint(first, self.run.checkpoints, step, others)
 

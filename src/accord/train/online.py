@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import torch
 from torch import nn
@@ -25,9 +25,11 @@ from accord.models.trees import FloatArray, Tree, with_reference
 from accord.rewards import Rewards, failure_summary, reward_metrics
 from accord.sampling.local import LocalSampler
 from accord.sampling.sampler import Sampler
+from accord.train.ahead import Ahead
 from accord.train.credit import (
     Doubles,
     best_trees,
+    corrected,
     differs,
     groups_of,
     kl_metrics,
@@ -40,7 +42,7 @@ from accord.train.credit import (
     whole_updates,
 )
 from accord.train.loop import Learner, Loop, Step, Update, save_model
-from accord.train.online_config import Method, OnlineConfig, method_of
+from accord.train.online_config import Method, OnlineConfig, importance_cap_of, method_of
 from accord.train.online_samples import RolloutPage
 from accord.train.rollouts import EncodedPrompt, Rollout, Rollouts, RolloutStore
 from accord.train.run import Run
@@ -96,21 +98,22 @@ def train_online(
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint, others) if checkpoint else 0
     total = config.steps or math.ceil(len(prompts) / config.batch_size)
-    with closing(RolloutStore(run.directory)) as store:
-        rollouts = Rollouts(
-            prompts,
-            sampler or LocalSampler(policy, config.engine.precision),
-            rewards,
-            store,
-            config.sampling,
-            completions=config.rollout.completions,
-            seed=config.seed,
-        )
-        feed = _Feed(config, method, learners, rollouts, _reference_engine(engine, method, reference, config))
+    source = sampler or LocalSampler(policy, config.engine.precision)
+
+    def rollouts_in(store: RolloutStore) -> Rollouts:
+        count, seed = config.rollout.completions, config.seed
+        return Rollouts(prompts, source, rewards, store, config.sampling, completions=count, seed=seed)
+
+    with closing(RolloutStore(run.directory)) as store, ExitStack() as threads:
+        feed = _Feed(config, method, learners, rollouts_in(store), _reference_engine(engine, method, reference, config))
+        if config.rollout.max_staleness:
+            feed.ahead = Ahead(policy, source, rollouts_in, run.directory, config, range(start, total))
+            threads.enter_context(closing(feed.ahead))
         feed.page = RolloutPage(run.directory, policy.tokenizer, config.samples)
         if start:
             feed.restore(store.state(start))
-        loop = Loop(run, config, learners, start, total, stage, math.ceil(len(prompts) / config.batch_size))
+        epoch_steps = math.ceil(len(prompts) / config.batch_size)
+        loop = Loop(run, config, learners, start, total, stage, epoch_steps, feed.ahead.settle if feed.ahead else None)
         loop.go(feed.steps(range(start, total)))
     if method.has_value_head:
         policy.save_value_head(run.directory / "critic.safetensors")
@@ -135,14 +138,18 @@ class _Feed:
         self.engine = learners[0].engine
         self.valued = learners[-1].engine  # of a critic of its own, or the policy with a value head
         self.page: RolloutPage | None = None
+        self.ahead: Ahead | None = None
         self.warned = False
 
     def steps(self, steps: range) -> Generator[Step, None, None]:
-        """Every step's completions are of the weights that the step before it has left."""
+        """Every step's completions are of the weights that the step before it has left, or are sampled ahead."""
         policy = self.engine.network
         assert isinstance(policy, Policy)
         for step in steps:
-            self.rollouts.sampler.load(step, policy)
+            if self.ahead:
+                self.ahead.give(step)
+            else:
+                self.rollouts.sampler.load(step, policy)
             made = self._step(step)
             self.rollouts.store.keep_state(step + 1, self.state())
             yield made
@@ -173,8 +180,9 @@ class _Feed:
         metrics = {**rollout_metrics(everything, step), **reward_metrics(rewards)}
         if self.config.rollout.dynamic_sampling:
             metrics["dynamic_sampling/prompts"] = len(everything)
-        if self.rollouts.tokens:
-            metrics["sampling/tokens_per_second"] = self.rollouts.tokens / self.rollouts.seconds["sampling"]
+        speed = self.ahead.speed if self.ahead else self.rollouts.tokens / self.rollouts.seconds["sampling"]
+        if speed:
+            metrics["sampling/tokens_per_second"] = speed
         if self.page:
             self.page.show(step + 1, everything)
         began = time.perf_counter()
@@ -190,6 +198,8 @@ class _Feed:
         """All that was sampled for a step, and what of it is trained on."""
         wanted, again = self.config.batch_size, self.config.rollout.dynamic_sampling
         self.rollouts.begin(step)
+        if self.ahead:
+            self.rollouts.seconds["sampling"] += self.ahead.wait(step)
         everything = self._checked(self.rollouts.collect(wanted))
         if not again:
             return everything, everything
@@ -228,6 +238,10 @@ class _Feed:
         if not trees:
             return []
         advantage, longest = self.method.advantage, self.config.sampling.max_new_tokens
+        cap = importance_cap_of(self.config)
+        if cap:
+            trees, seen = corrected(trees, self.engine.forward(trees), cap)
+            metrics |= seen
         trees = self._with_reference(trees)
         groups = groups_of(trees, scores, self._values(trees))
         if advantage.needs_reference:

@@ -27,7 +27,18 @@ from accord.sampling.request import SamplingConfig
 from accord.tracking import require_trackers
 from accord.train.config import recipe
 
-__all__ = ["CriticConfig", "Method", "OnlineConfig", "RolloutConfig", "is_online", "method_of", "resolve_online"]
+__all__ = [
+    "CriticConfig",
+    "Method",
+    "OnlineConfig",
+    "RolloutConfig",
+    "importance_cap_of",
+    "is_online",
+    "method_of",
+    "resolve_online",
+]
+
+_IMPORTANCE_CAP = 2.0
 
 
 class RolloutConfig(Config):
@@ -53,6 +64,12 @@ class RolloutConfig(Config):
     """Leave a step's remaining updates once `policy/approxkl_avg` of one is above this, in nats per token."""
     min_reward: float | None = None
     """Imitate a prompt's best completion only if its score is at least this (rejection sampling)."""
+    max_staleness: int = Field(0, ge=0)
+    """Steps by which the weights that sample may be older than those that learn: so many steps are sampled ahead while
+    training goes on. 0: a step is sampled by the weights that it trains."""
+    importance_cap: Annotated[float, Field(ge=0)] | None = None
+    """Largest importance weight of a token that other weights, or the other numerics of a server, have sampled; 0: no
+    such weights, the loss's own ratio is taken to what sampled (default: 2 with `max_staleness`)."""
 
 
 class CriticConfig(Config):
@@ -174,10 +191,19 @@ def method_of(config: OnlineConfig) -> Method:
         raise ConfigError(what, where="loss.name", fix=fix)
     _check_sampling(config, view)
     _check_updates(config, bound, view)
+    _check_staleness(config, bound, view)
     if view.kind == "prompts":
         return _with_advantage(config, bound)
     _check_examples(config, view)
     return Method(bound, None, None)
+
+
+def importance_cap_of(config: OnlineConfig) -> float:
+    """The largest importance weight of a token; 0 where tokens are not weighted so."""
+    if config.rollout.importance_cap is not None:
+        return config.rollout.importance_cap
+    is_weighted = config.rollout.max_staleness and VIEWS[LOSSES[str(config.loss["name"])].inputs].kind == "prompts"
+    return _IMPORTANCE_CAP if is_weighted else 0.0
 
 
 def _with_advantage(config: OnlineConfig, bound: BoundLoss) -> Method:
@@ -243,6 +269,28 @@ def _check_updates(config: OnlineConfig, bound: BoundLoss, view: View) -> None:
         what = f"The loss {config.loss['name']!r} is for one update on what the policy has just sampled."
         fix = 'Set rollout.epochs and rollout.mini_batches to 1, or use loss.name = "ppo_clip".'
         raise ConfigError(what, where="[rollout]", fix=fix)
+
+
+def _check_staleness(config: OnlineConfig, bound: BoundLoss, view: View) -> None:
+    rollout, cap = config.rollout, config.rollout.importance_cap
+    if rollout.max_staleness and rollout.dynamic_sampling:
+        what = "Which prompts a step takes would depend on rewards that are not there when it is sampled ahead."
+        raise ConfigError(what, where="rollout.max_staleness", fix="Leave it out, or rollout.dynamic_sampling.")
+    if cap is None:
+        return
+    if view.kind != "prompts":
+        what = f"The loss {config.loss['name']!r} takes no ratio to what sampled, so this would be ignored."
+    elif not rollout.max_staleness and (config.sampler is None or cap == 0):
+        what = "The weights that sample are those that learn, so there is nothing to correct."
+    elif 0 < cap < 1:
+        what = "A cap below 1 weighs down also what the policy has just sampled."
+        raise ConfigError(what, where="rollout.importance_cap", fix="Use 2.0, at least 1, or 0 for no weights.")
+    elif cap == 0 and not isinstance(bound.config, RatioConfig):
+        what = f"The loss {config.loss['name']!r} has no ratio that would make up for older weights."
+        raise ConfigError(what, where="rollout.importance_cap", fix="Leave it out.")
+    else:
+        return
+    raise ConfigError(what, where="rollout.importance_cap", fix="Leave it out.")
 
 
 def _check_examples(config: OnlineConfig, view: View) -> None:

@@ -195,9 +195,8 @@ class Rollouts:
 
     def collect(self, count: int) -> list[Rollout]:
         """The next `count` prompts with completions and rewards; what is kept of them is not made again."""
-        prompts = [self.prompts[self._row(self.position + i)] for i in range(count)]
         began = time.perf_counter()
-        completions = self._completions(prompts)
+        prompts, completions = self.complete(count)
         sampled = time.perf_counter()
         rewards = self._rewards(prompts, completions)
         self.seconds["sampling"] += sampled - began
@@ -207,6 +206,11 @@ class Rollouts:
             Rollout(prompt, tuple(completions[start : start + self.count]), tuple(rewards[start : start + self.count]))
             for start, prompt in zip(range(0, len(completions), self.count), prompts, strict=True)
         ]
+
+    def complete(self, count: int) -> tuple[list[EncodedPrompt], list[Completion]]:
+        """The next `count` prompts with their completions, without rewards; `collect` then finds these kept."""
+        prompts = [self.prompts[self._row(self.position + i)] for i in range(count)]
+        return prompts, self._completions(prompts)
 
     def _completions(self, prompts: Sequence[EncodedPrompt]) -> list[Completion]:
         places = [(self.taken + i, k) for i in range(len(prompts)) for k in range(self.count)]
