@@ -103,8 +103,8 @@ class running:  # noqa: N801
 class vllm:  # noqa: N801
     """A vLLM server in a process of its own; skips where it is not installed."""
 
-    def __init__(self, model: Path, logs: Path) -> None:
-        self.model, self.logs = model, logs
+    def __init__(self, model: Path, logs: Path, *, lora: bool = False) -> None:
+        self.model, self.logs, self.lora = model, logs, lora
 
     def __enter__(self) -> str:
         python = Path(os.environ.get("ACCORD_VLLM_PYTHON", REPOSITORY / ".venv-vllm" / "bin" / "python"))
@@ -117,6 +117,9 @@ class vllm:  # noqa: N801
             *("--enforce-eager", "--logprobs-mode", "processed_logprobs"),
         ]
         settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        if self.lora:
+            command.append("--enable-lora")
+            settings["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
         kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         with (self.logs / "vllm.log").open("w") as log:
             self.process = subprocess.Popen(command, env={**kept, **settings}, stdout=log, stderr=log)
@@ -224,6 +227,12 @@ def forward(policy: Policy, prompt: Sequence[int], *completions: Sequence[int]) 
 @pytest.fixture(scope="session")
 def engine_logprobs() -> Callable[..., np.ndarray]:
     return forward
+
+
+@pytest.fixture
+def vllm_with_adapters(model, tmp_path) -> Iterator[HTTPConfig]:
+    with vllm(model, tmp_path, lora=True) as url:
+        yield HTTPConfig(url=url, retries=1, exchange=tmp_path / "exchange")
 
 
 @pytest.fixture

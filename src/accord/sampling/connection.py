@@ -79,6 +79,12 @@ class Connection:
         """
         return self._read(self._send("POST", path, body), path, fix)
 
+    def tell(self, path: str, body: Any, *, fix: str | None = None) -> None:
+        """A POST of this JSON, whose answer says no more than that it was done; see `post`."""
+        response = self._send("POST", path, body)
+        if response.status_code >= 300:
+            raise self._refused(response, path, fix)
+
     def lines(self, path: str, body: bytes) -> Iterator[Any]:
         """The JSON lines that a POST answers, as they come. Not repeated.
 

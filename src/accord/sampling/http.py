@@ -18,6 +18,7 @@ from accord.sampling.connection import Connection, HTTPConfig
 from accord.sampling.remote import Exchange, RemoteSampler
 from accord.sampling.request import Request, SamplingConfig, completion_seed
 from accord.sampling.sampler import OnFinish, Sampler, hash_weights
+from accord.sampling.stops import text_of
 from accord.types import Completion, Prompt, StopReason
 
 __all__ = ["OpenAISampler", "VLLMSampler", "connect"]
@@ -69,6 +70,7 @@ class VLLMSampler:
         self._base = str(_part(self._server, "/v1/models", None, "data", 0, "id"))
         self._model, self._stamp = self._base, ""
         self._stop_ids: tuple[int, ...] = ()
+        self._tokenizer: Any = None
         self._processed: bool | None = None
         self.policy_version, self.weights_hash = 0, ""
 
@@ -93,11 +95,12 @@ class VLLMSampler:
         else:
             # A name of its own for every version: vLLM's prefix cache is kept by name.
             name, old = f"accord-{version}-{expected[:8]}", self._model
-            self._server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)}, fix=_LORA_MODE)
+            self._server.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)}, fix=_LORA_MODE)
             if old not in (self._base, name):
-                self._server.post("/v1/unload_lora_adapter", {"lora_name": old}, fix=_LORA_MODE)
+                self._server.tell("/v1/unload_lora_adapter", {"lora_name": old}, fix=_LORA_MODE)
             self._model = name
-        self._stop_ids, self.policy_version, self.weights_hash = policy.stop_ids, version, expected
+        self._stop_ids, self._tokenizer = policy.stop_ids, policy.tokenizer
+        self.policy_version, self.weights_hash = version, expected
         self._verify()
         self._exchange.loaded(path)
 
@@ -156,7 +159,7 @@ class VLLMSampler:
         logprobs, raw_logprobs = self._both(request, settings, token_ids, told)
         return Completion(
             prompt_id=request.prompt_id,
-            text=str(choice.get("text", "")),
+            text=self._text(token_ids, settings, str(choice.get("text", ""))),
             token_ids=token_ids,
             logprobs=logprobs,
             raw_logprobs=raw_logprobs,
@@ -165,6 +168,13 @@ class VLLMSampler:
             seed=request.seed,
             policy_version=self.policy_version,
         )
+
+    def _text(self, token_ids: tuple[int, ...], settings: SamplingConfig, told: str) -> str:
+        """What the tokens say, as every sampler has it. vLLM begins a text with the end of a prompt that is no whole
+        character, and leaves one out that is incomplete at the end."""
+        if self._tokenizer is None:  # nothing was loaded yet
+            return told
+        return text_of(self._tokenizer, token_ids, self._stop_ids, settings.stop)
 
     def _both(
         self, request: Request, settings: SamplingConfig, token_ids: tuple[int, ...], told: tuple[float, ...]

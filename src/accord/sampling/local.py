@@ -24,7 +24,7 @@ from accord.sampling.choose import Shaping, choose
 from accord.sampling.decode import CachedDecoder, Decoder, Prefix, RecomputingDecoder
 from accord.sampling.request import Request, SamplingConfig, uniforms
 from accord.sampling.sampler import OnFinish, hash_weights
-from accord.sampling.stops import StopStrings, cut
+from accord.sampling.stops import StopStrings, text_of
 from accord.sampling.weights import cast_linears
 from accord.types import Completion, StopReason
 
@@ -230,11 +230,9 @@ class _Run:
         return "length" if len(row.token_ids) == row.settings.max_new_tokens else None
 
     def _finish(self, row: _Sequence, reason: StopReason) -> None:
-        spoken = row.token_ids[:-1] if row.token_ids[-1] in self.stop_ids else row.token_ids
-        text: str = self.policy.tokenizer.decode(spoken, skip_special_tokens=True)
         completion = Completion(
             prompt_id=row.request.prompt_id,
-            text=cut(text, row.settings.stop),
+            text=text_of(self.policy.tokenizer, row.token_ids, self.stop_ids, row.settings.stop),
             token_ids=tuple(row.token_ids),
             logprobs=tuple(row.logprobs),
             raw_logprobs=tuple(row.raw_logprobs),

@@ -1,11 +1,11 @@
-"""Stop strings: found in the text of a growing completion, wherever the tokens cut it."""
+"""The text of a completion, and stop strings: found while it grows, wherever the tokens cut them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
-__all__ = ["StopStrings", "cut"]
+__all__ = ["StopStrings", "cut", "text_of"]
 
 _INCOMPLETE = "\ufffd"
 """What a tokenizer decodes the first bytes of a character to."""
@@ -44,3 +44,9 @@ class StopStrings:
 def cut(text: str, strings: tuple[str, ...]) -> str:
     """The text before the first stop string; all of it if there is none."""
     return text[: min((at for string in strings if (at := text.find(string)) >= 0), default=len(text))]
+
+
+def text_of(tokenizer: Any, token_ids: Sequence[int], stop_ids: Container[int], strings: tuple[str, ...]) -> str:
+    """What sampled tokens say: without special tokens and the stop token, up to the first stop string."""
+    spoken = token_ids[:-1] if token_ids and token_ids[-1] in stop_ids else token_ids
+    return cut(tokenizer.decode(spoken, skip_special_tokens=True), strings)
