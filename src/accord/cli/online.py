@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import ConfigError
+from accord.errors import ConfigError, MissingDataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from accord.models.network import Policy
+    from accord.models.network import Critic, Policy
     from accord.train import OnlineConfig
     from accord.train.rollouts import EncodedPrompt
 
@@ -46,7 +46,7 @@ def train_online(
     examples = Examples(data, settings, "prompts", skip_bad=skip_bad)
     prompts = [record for record in examples.records if isinstance(record, Prompt)]
 
-    from accord.models.load import load_critic, load_policy, load_tokenizer
+    from accord.models.load import load_policy, load_tokenizer
     from accord.models.render import Renderer
     from accord.sampling.http import connect
     from accord.train import Run, encode_prompts, method_of, provenance
@@ -55,6 +55,7 @@ def train_online(
     rewards = Rewards(settings.rewards, load_tokenizer(model, chat_template=settings.template()))
     rewards.check(prompts)
     policy = load_policy(model, chat_template=settings.template())
+    critic = _critic(settings, policy)
     bad: list[Any] = []
     renderer = Renderer(policy, settings.max_tokens)
     encoded = encode_prompts(renderer, prompts, settings.sampling.max_new_tokens, bad if skip_bad else None)
@@ -66,7 +67,6 @@ def train_online(
     if run.finished:
         print(f"This run is finished: {run.model}")
         return
-    critic = settings.critic
     train(
         policy,
         encoded,
@@ -75,7 +75,7 @@ def train_online(
         run,
         stage=f"Train {recipe}",
         reference=_reference(model, settings) if method_of(settings).reads_reference else None,
-        critic=load_critic(critic.model, policy.tokenizer) if critic else None,
+        critic=critic,
         sampler=connect(settings.sampler) if settings.sampler else None,
     )
     print(f"Model: {run.model}")
@@ -88,6 +88,19 @@ def _reference(model: str, settings: OnlineConfig) -> Policy | None:
     from accord.models.load import load_policy
 
     return None if settings.lora else load_policy(model, chat_template=settings.template())
+
+
+def _critic(settings: OnlineConfig, policy: Policy) -> Critic | None:
+    """The critic of its own that the settings name, if they do; a value head is looked for only."""
+    from accord.models.load import load_critic
+
+    if settings.critic is None:
+        return None
+    head = settings.critic.value_head
+    if head and not Path(head).is_file():
+        fix = "Give critic.safetensors of a run of the loss ppo."
+        raise MissingDataError("There is no such file.", where=f"critic.value_head {head}", fix=fix)
+    return load_critic(settings.critic.model, policy.tokenizer) if settings.critic.model else None
 
 
 def _hash(prompts: Sequence[EncodedPrompt]) -> str:

@@ -118,10 +118,13 @@ def load_critic(name: str, tokenizer: Any, *, device: torch.device | None = None
     Raises:
         ModelError: it cannot be found, has no score head, is an ensemble, or has other tokens.
     """
-    network = load_reward_model(name, RewardModelConfig(), device=device)
+    try:
+        network = load_reward_model(name, RewardModelConfig(), device=device)
+    except ModelError as error:
+        raise ModelError(error.what, where=f"critic.model {name}", fix=error.fix) from None
     if network.tokenizer.get_vocab() != tokenizer.get_vocab():
         fix = "Start the critic from the policy, or from a reward model of the same family."
-        raise ModelError("Its tokens are not those of the policy.", where=f"critic {name}", fix=fix)
+        raise ModelError("Its tokens are not those of the policy.", where=f"critic.model {name}", fix=fix)
     return Critic(network.model, network.tokenizer, branching=network.branching)
 
 

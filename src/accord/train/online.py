@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -86,7 +87,9 @@ def train_online(
         raise ValueError("A critic is given exactly where the settings name one.")
     if config.lora:
         add_lora(policy, config.lora, config.seed)
-    if method.has_value_head:
+    if method.has_value_head and config.critic and config.critic.value_head:
+        policy.load_value_head(Path(config.critic.value_head))
+    elif method.has_value_head:
         policy.add_value_head()
     if method.view.kind == "prompts":
         policy.temperature = config.sampling.temperature

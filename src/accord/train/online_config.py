@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from accord.advantages import ADVANTAGES, Average, BoundAdvantage
 from accord.config import Config, merge, parse_assignments, read_template, read_toml
@@ -73,14 +73,24 @@ class RolloutConfig(Config):
 
 
 class CriticConfig(Config):
-    """A critic apart from the policy, and how it is trained."""
+    """Where values come from: a critic apart from the policy, or the value head of an earlier run."""
 
-    model: str
-    """Where it starts: a reward model, whose head becomes the value head, or a language model. Its tokens must be the
-    policy's."""
+    model: str | None = None
+    """Where a critic of its own starts: a reward model, whose head becomes the value head; `critic/` of an earlier run;
+    or a language model. Its tokens must be the policy's."""
+    value_head: str | None = None
+    """`critic.safetensors` of an earlier run, whose policy is trained further: the value head on its trunk goes on."""
     value_clip: float = Field(0.2, ge=0)
     """How far a value may move from what it was when sampled before its gradient ends; 0: any distance."""
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.model is None) == (self.value_head is None):
+            raise ValueError("name either model or value_head")
+        if self.value_head and self != CriticConfig.model_construct(value_head=self.value_head):
+            raise ValueError("a value head is trained with the policy: value_clip and optimizer have no effect here")
+        return self
 
 
 class OnlineConfig(Config):
@@ -112,8 +122,8 @@ class OnlineConfig(Config):
     """Who else is told of the metrics: `tensorboard`, `wandb`, `mlflow`, `trackio` (docs/tracking.md)."""
     lora: LoRAConfig | None = None
     critic: CriticConfig | None = None
-    """A critic of its own, where the advantage reads values (default: a value head on the policy's trunk, which the
-    loss `ppo` trains)."""
+    """Where the advantage reads values: a critic of its own, or a value head to begin with (default: a new value head
+    on the policy's trunk, which the loss `ppo` trains)."""
     rollout: RolloutConfig = RolloutConfig()
     sampling: SamplingConfig = SamplingConfig()
     sampler: HTTPConfig | None = None
@@ -214,6 +224,9 @@ def _with_advantage(config: OnlineConfig, bound: BoundLoss) -> Method:
     advantage = ADVANTAGES[str(settings.pop("name"))].bind(settings)
     method = Method(bound, advantage, _value_loss(config.critic))
     row, name = advantage.advantage, (config.advantage or {})["name"]
+    if config.critic and config.critic.value_head and not method.has_value_head:
+        what = f"The loss {config.loss['name']!r} trains no value head."
+        raise ConfigError(what, where="critic.value_head", fix='Use loss.name = "ppo", or name critic.model.')
     if row.needs_values and not (method.has_value_head or method.value):
         what = f"The advantage {name!r} reads a critic's values, and nothing gives them."
         fix = 'Use loss.name = "ppo" (a value head on the policy), or name a model in [critic].'
@@ -238,7 +251,7 @@ def _with_advantage(config: OnlineConfig, bound: BoundLoss) -> Method:
 
 
 def _value_loss(critic: CriticConfig | None) -> BoundLoss | None:
-    return LOSSES["value"].bind({"value_clip": critic.value_clip}) if critic else None
+    return LOSSES["value"].bind({"value_clip": critic.value_clip}) if critic and critic.model else None
 
 
 def _check_sampling(config: OnlineConfig, view: View) -> None:
