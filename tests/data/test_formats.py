@@ -128,6 +128,33 @@ CASES: list[tuple[str, dict[str, Any], Record]] = [
         Ranking((q,), ((b,), (a,)), (1, 0), PLACE),
     ),
     ("prompt", {"prompt": "p"}, Prompt("rows.jsonl:7", "p", source=PLACE)),
+    (
+        "humaneval",
+        {"task_id": "x/0", "prompt": "def f(x):\n", "entry_point": "f", "test": "def check(f):\n    assert f(1)\n"},
+        Prompt("rows.jsonl:7", "def f(x):\n", (), PLACE, "def check(f):\n    assert f(1)\n\ncheck(f)"),
+    ),
+    (
+        "mbpp",
+        {"text": "Write f.", "test_list": ["assert f(1)", "assert f(2)"], "test_setup_code": "n = 1", "code": "…"},
+        Prompt(
+            "rows.jsonl:7",
+            (user("Write f.\n\nYour code should pass these tests:\n\nassert f(1)\nassert f(2)"),),
+            (),
+            PLACE,
+            "n = 1\nassert f(1)\nassert f(2)",
+        ),
+    ),
+    (
+        "mbpp-sanitized",
+        {"prompt": "Write f.", "test_list": ["assert f(1)"], "test_imports": ["import math"], "task_id": 2},
+        Prompt(
+            "rows.jsonl:7",
+            (user("Write f.\n\nYour code should pass these tests:\n\nassert f(1)"),),
+            (),
+            PLACE,
+            "import math\nassert f(1)",
+        ),
+    ),
     ("question-answer", {"question": "Q?", "answer": 4}, Prompt("rows.jsonl:7", (user("Q?"),), (), PLACE, "4")),
     (
         "requirements",
@@ -144,7 +171,14 @@ def test_columns_become_the_record(name: str, row: dict[str, Any], record: Recor
 
 
 def test_every_built_in_format_is_exercised() -> None:
-    modules = ("trl", "hh", "instructions", "rankings", "requirements")  # test_formats_public.py has the others
+    modules = (
+        "trl",
+        "hh",
+        "instructions",
+        "programs",
+        "rankings",
+        "requirements",
+    )  # test_formats_public.py has the others
     assert {name for name, _, _ in CASES} == {
         name for name in FORMATS if FORMATS[name].read.__module__.endswith(modules)
     }
@@ -187,6 +221,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "p", "answers": [{"answer": "x"}]}, "an answer and a rank"),
     ({"prompt": "p", "requirements": [{"kind": "max_wordz"}]}, "max_words"),
     ({"prompt": "p", "requirements": ["short"]}, "must be an object"),
+    ({"prompt": "def f():", "test": "assert f()", "entry_point": "f"}, "defines no function check"),
+    ({"prompt": "def f():", "test": "def check(f): pass", "entry_point": "a b"}, "The tests are not Python"),
+    ({"prompt": "p", "test_list": ["assert ("]}, "The tests are not Python"),
+    ({"prompt": "p", "test_list": "assert f()"}, "'test_list' must be a list"),
 ]
 
 

@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from accord.data.formats import read_row
 from accord.rewards import REWARDS, Failed, confine
 from accord.rewards.python_tests import PythonTestsConfig, code_of
-from accord.types import Prompt
+from accord.types import Prompt, Source
 
 TESTS = "assert double(1) == 2\nassert double(2) == 4"
 
@@ -70,6 +71,37 @@ def test_imports_definitions_and_assignments_are_no_tests(judge):
     assert judge("def double(x): return 2 * x", tests) == 1
     assert judge("def double(x): return 2", tests) == 0
     assert sum(is_test for _, is_test in confine.statements(tests)) == 1
+
+
+HEAD = "import math\n\ndef half(x):\n    return x / 2\n\ndef root(x: float) -> float:\n    'root(8) == 2'\n"
+CHECK = "METADATA = {}\n\ndef check(candidate):\n    assert candidate(8) == 2\n    assert candidate(2) == 1\n"
+RESTATED = "def root(x):\n    return math.sqrt(half(x))"
+
+
+@pytest.mark.parametrize(
+    ("completion_text", "worth"),
+    [
+        ("    return math.sqrt(half(x))\n", 1),
+        ("    return half(x)\n", 0),
+        (f"{RESTATED}\n", 1),
+        (f"Of course:\n```python\n{RESTATED}\n```\n", 1),
+        ("```python\nfrom math import sqrt\ndef root(x):\n    return sqrt(x / 2)\n```", 1),
+        ("    return math.sqrt(half(x)\n", 0),
+        ("", 0),
+    ],
+)
+def test_a_completion_goes_on_with_a_prompt_that_is_python(completion, completion_text, worth):
+    """Columns of HumanEval: the head of a function, a function `check` of it, its name."""
+    row = {"task_id": "x/0", "prompt": HEAD, "entry_point": "root", "test": CHECK, "canonical_solution": "…"}
+    (prompt,) = read_row(row, Source("tasks.jsonl", 1))
+    function = REWARDS["python_tests"].build(PythonTestsConfig(name="python_tests"), None)
+    assert function([prompt], [completion(completion_text)]) == [worth]
+
+
+def test_a_prompt_in_words_is_no_part_of_the_program(completion):
+    prompt = Prompt("p", "Write double.", answer=TESTS)
+    function = REWARDS["python_tests"].build(PythonTestsConfig(name="python_tests"), None)
+    assert function([prompt], [completion("def double(x):\n    return 2 * x")]) == [1]
 
 
 @pytest.mark.parametrize(

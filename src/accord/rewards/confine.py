@@ -1,7 +1,7 @@
 """What runs inside the process of `accord.rewards.sandbox`: it gives up what it may do, then runs the tests.
 
 Started by path as ``python -I -S -B confine.py``, so it imports the standard library only. Standard input is JSON
-``{code, tests, limits, token}``; standard output gets one line ``token index`` for each test that passed.
+``{before, code, tests, limits, token}``; standard output gets one line ``token index`` for each test that passed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import resource
 import struct
 import sys
 from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "die_with_parent",
     "isolate_network",
     "limit",
+    "program",
     "run",
     "statements",
 ]
@@ -178,11 +180,22 @@ def confine(directory: str, limits: Mapping[str, int]) -> None:
     sys.addaudithook(audit(directory))
 
 
-def run(code: str, tests: str, passed: Callable[[int], None]) -> None:
+def program(before: str, code: str) -> CodeType:
+    """`code` behind what stands before it, where the two are Python together; else alone.
+
+    Raises:
+        SyntaxError: it is not Python alone, either.
+    """
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        return compile(before + code, "solution.py", "exec")
+    return compile(code, "solution.py", "exec")
+
+
+def run(before: str, code: str, tests: str, passed: Callable[[int], None]) -> None:
     """Run the code, then each test; `passed` hears of every one that raised nothing."""
     names: dict[str, Any] = {"__name__": "solution"}
     with contextlib.suppress(BaseException):  # the tests show what a program that fails has defined
-        exec(compile(code, "solution.py", "exec"), names)
+        exec(program(before, code), names)
     index = 0
     for node, is_test in statements(tests):
         try:
@@ -203,7 +216,11 @@ def main() -> None:
         for descriptor in (0, 1, 2):
             os.dup2(nothing.fileno(), descriptor)
     confine(os.getcwd(), task["limits"])
-    run(task["code"], task["tests"], lambda index: (os.write(report, f"{token} {index}\n".encode()), None)[1])
+
+    def passed(index: int) -> None:
+        os.write(report, f"{token} {index}\n".encode())
+
+    run(task["before"], task["code"], task["tests"], passed)
     os._exit(0)
 
 

@@ -47,7 +47,7 @@ from accord.rewards.base import (
 )
 from accord.types import Completion, Prompt
 
-__all__ = ["PythonTestsConfig", "code_of", "python_tests", "run_tests"]
+__all__ = ["PythonTestsConfig", "code_of", "program_of", "python_tests", "run_tests"]
 
 _BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 _REPORT = 1 << 20
@@ -74,6 +74,8 @@ class PythonTestsConfig(RewardConfig):
 def python_tests(config: PythonTestsConfig, _tokenizer: Any) -> RewardFunction:
     """The share of unit tests that the completion's last code block (without one: its whole text) passes.
 
+    It is run behind a plain prompt with which it is Python.
+
     A statement of the tests is a test unless it is an import, a definition or an assignment; it passes if it raises
     nothing. What the program does is its result: an exception, an endless loop or too much memory fails the test in
     which it happens and, if the process ends, those that follow. What the machine does is a failure: no process, or no
@@ -91,7 +93,8 @@ def python_tests(config: PythonTestsConfig, _tokenizer: Any) -> RewardFunction:
         if total == 0:
             return Failed("the prompt's tests test nothing")
         try:
-            passed = run_tests(code_of(completion.text), prompt.answer or "", config)
+            before, code = program_of(prompt, completion.text)
+            passed = run_tests(before, code, prompt.answer or "", config)
         except Exception as error:
             return Failed(reason_of(error))
         passed = min(passed, total)
@@ -109,8 +112,23 @@ def code_of(text: str) -> str:
     return blocks[-1] if blocks else text
 
 
-def run_tests(code: str, tests: str, config: PythonTestsConfig) -> int:
+def program_of(prompt: Prompt, text: str) -> tuple[str, str]:
+    """What may stand before a completion's code, and the code.
+
+    A plain prompt is Python where the completion goes on with it (HumanEval), or needs its imports. Whether it is shows
+    in the process of the tests.
+    """
+    code = code_of(text)
+    if not isinstance(prompt.content, str):
+        return "", code
+    return prompt.content if code == text else f"{prompt.content}\n", code
+
+
+def run_tests(before: str, code: str, tests: str, config: PythonTestsConfig) -> int:
     """How many of the tests pass. Whatever the process started is killed before this returns.
+
+    Args:
+        before: what the code goes on with, if the two are Python together.
 
     Raises:
         TimeoutError: it did not end in time.
@@ -123,7 +141,9 @@ def run_tests(code: str, tests: str, config: PythonTestsConfig) -> int:
         tempfile.TemporaryFile() as task,
         tempfile.TemporaryFile() as report,
     ):
-        task.write(json.dumps({"code": code, "tests": tests, "limits": limits, "token": token}).encode())
+        task.write(
+            json.dumps({"before": before, "code": code, "tests": tests, "limits": limits, "token": token}).encode()
+        )
         task.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(Path(confine.__file__))],

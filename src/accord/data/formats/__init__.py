@@ -20,6 +20,7 @@ from accord.data.formats import (
     label_studio,
     oasst,
     pku,
+    programs,
     rankings,
     rated,
     requirements,
@@ -40,7 +41,7 @@ Row = dict[str, Any]
 
 # Importing a module registers its formats.
 _PREFERENCES = (arena, hh, pku, rankings, oasst, shp, summaries, ultrafeedback, webgpt)
-_OTHERS = (argilla, helpsteer, instructions, label_studio, rated, requirements, trl)
+_OTHERS = (argilla, helpsteer, instructions, label_studio, programs, rated, requirements, trl)
 
 
 def split_format(spec: str) -> tuple[str, str | None]:
