@@ -25,6 +25,7 @@ from accord.models.render import Renderer
 from accord.models.trees import Branch, Tree
 from accord.rewards import Rewards
 from accord.sampling.local import LocalSampler
+from accord.sampling.replica import Replica
 from accord.sampling.sampler import Sampler
 from accord.sampling.serve import SampleServer
 from accord.train import OnlineConfig, Run, encode_prompts, provenance, resolve_online, train_online
@@ -117,10 +118,10 @@ def test_the_weights_of_a_version_are_those_that_were_given(adapter: bool, tiny_
         add_lora(network, LoRAConfig(rank=2), 0)
     make, config = maker(policy), config_of("grpo", "rollout.max_staleness=1")
     with closing(
-        Ahead(policy, source := LocalSampler(policy, "float32"), make(source), tmp_path, config, range(4))
+        Ahead(policy, source := Replica(policy, "float32"), make(source), tmp_path, config, range(4))
     ) as ahead:
         for version in range(4):
-            ahead.give(version)
+            ahead.give(version, policy.state())
             change(policy, version)
         for step in range(4):
             ahead.wait(step)
@@ -242,7 +243,7 @@ def test_the_thread_ends_when_nobody_wants_what_it_samples(tiny_llama: Path, tmp
     slow = Slow(tiny_llama, 0)
     config = config_of("grpo", "rollout.max_staleness=1")
     ahead = Ahead(policy, slow, maker(policy)(slow), tmp_path, config, range(4))
-    ahead.give(0)
+    ahead.give(0, policy.state())
     assert begun.wait(20)
     ahead._unwanted.set()
     closing_began.set()

@@ -321,8 +321,7 @@ def test_what_belongs_to_other_recipes_is_refused(
     out = tmp_path / "run"
     offline = ["train", "sft", "--model", str(tiny_llama), "--data", str(data["sft"]), "--out", str(out)]
     cases = [
-        (command("grpo", out, more=["--processes", "2"]), "one process"),
-        (command("grpo", out, more=["--deepspeed", "x.json"]), "DeepSpeed"),
+        (command("grpo", out, more=["--deepspeed", "x.json"]), "Give the path of a DeepSpeed configuration"),
         (command("grpo", out, reward=""), "No reward is named"),
         (command("grpo", out, 'rewards=[{name = "length", max = 3}]'), "name rewards already"),
         (command("grpo", out, "sampling.max_new_tokens=500"), "more than the limit of 512"),

@@ -53,6 +53,7 @@ def online_settings_of(
     data: Sequence[str],
     config: Path | None,
     assignments: Sequence[str],
+    base: Mapping[str, Any] | None = None,
     *,
     lora: bool,
     rewards: Sequence[str],
@@ -70,7 +71,7 @@ def online_settings_of(
     from accord.train import resolve_online
 
     given = _adapters(assignments, lora=lora) | ({"sampler": {"url": sampler}} if sampler else {})
-    named = resolve_online(recipe, config, assignments, given).rewards
+    named = resolve_online(recipe, config, assignments, given, base).rewards
     if named and rewards:
         fix = "Leave out --reward, or [[rewards]] in the settings."
         raise ConfigError("The settings name rewards already.", where="--reward", fix=fix)
@@ -81,7 +82,7 @@ def online_settings_of(
         given["rewards"] = [{"name": name} for name in rewards]
 
     def build(extra: dict[str, Any]) -> OnlineConfig:
-        return resolve_online(recipe, config, assignments, extra)
+        return resolve_online(recipe, config, assignments, extra, base)
 
     return _with_data(build, data, given)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import ConfigError, MissingDataError
+from accord.errors import MissingDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from accord.models.network import Critic, Policy
     from accord.train import OnlineConfig
@@ -32,16 +31,19 @@ def train_online(
     skip_bad: bool,
     reward: tuple[str, ...],
     sampler: str | None,
+    base: Mapping[str, Any],
 ) -> None:
-    """Train by an online recipe; see `accord.cli.train.train`."""
+    """Train by an online recipe; see `accord.cli.train.train`.
+
+    Args:
+        base: settings under all others.
+    """
     from accord.cli.examples import Examples, online_settings_of
+    from accord.engine.distributed import load_device, rank
     from accord.rewards import Rewards
     from accord.types import Prompt
 
-    if "RANK" in os.environ:
-        fix = "Start it alone. A server can sample beside this process: --sampler URL (docs/sampling.md)."
-        raise ConfigError("Online recipes train in one process so far.", where="RANK", fix=fix)
-    settings = online_settings_of(recipe, data, config, set, lora=lora, rewards=reward, sampler=sampler)
+    settings = online_settings_of(recipe, data, config, set, base, lora=lora, rewards=reward, sampler=sampler)
     # Data and rewards are read before the model is loaded: what is wrong with them costs seconds, not minutes.
     examples = Examples(data, settings, "prompts", skip_bad=skip_bad)
     prompts = [record for record in examples.records if isinstance(record, Prompt)]
@@ -52,9 +54,11 @@ def train_online(
     from accord.train import Run, encode_prompts, method_of, provenance
     from accord.train import train_online as train
 
-    rewards = Rewards(settings.rewards, load_tokenizer(model, chat_template=settings.template()))
-    rewards.check(prompts)
-    policy = load_policy(model, chat_template=settings.template())
+    rewards = None
+    if rank() == 0:  # it scores for all processes
+        rewards = Rewards(settings.rewards, load_tokenizer(model, chat_template=settings.template()))
+        rewards.check(prompts)
+    policy = load_policy(model, chat_template=settings.template(), device=load_device())
     critic = _critic(settings, policy)
     bad: list[Any] = []
     renderer = Renderer(policy, settings.max_tokens)
@@ -76,7 +80,7 @@ def train_online(
         stage=f"Train {recipe}",
         reference=_reference(model, settings) if method_of(settings).reads_reference else None,
         critic=critic,
-        sampler=connect(settings.sampler) if settings.sampler else None,
+        sampler=connect(settings.sampler) if settings.sampler and rank() == 0 else None,
     )
     print(f"Model: {run.model}")
     print(f"What was sampled: {out / 'rollouts.sqlite'}")
@@ -85,13 +89,15 @@ def train_online(
 
 def _reference(model: str, settings: OnlineConfig) -> Policy | None:
     """The model once more where all its weights are trained; with LoRA it is the model without its adapters."""
+    from accord.engine.distributed import load_device
     from accord.models.load import load_policy
 
-    return None if settings.lora else load_policy(model, chat_template=settings.template())
+    return None if settings.lora else load_policy(model, chat_template=settings.template(), device=load_device())
 
 
 def _critic(settings: OnlineConfig, policy: Policy) -> Critic | None:
     """The critic of its own that the settings name, if they do; a value head is looked for only."""
+    from accord.engine.distributed import load_device
     from accord.models.load import load_critic
 
     if settings.critic is None:
@@ -100,7 +106,8 @@ def _critic(settings: OnlineConfig, policy: Policy) -> Critic | None:
     if head and not Path(head).is_file():
         fix = "Give critic.safetensors of a run of the loss ppo."
         raise MissingDataError("There is no such file.", where=f"critic.value_head {head}", fix=fix)
-    return load_critic(settings.critic.model, policy.tokenizer) if settings.critic.model else None
+    name = settings.critic.model
+    return load_critic(name, policy.tokenizer, device=load_device()) if name else None
 
 
 def _hash(prompts: Sequence[EncodedPrompt]) -> str:

@@ -82,11 +82,6 @@ def train(
         fix = "Give the number of workers, e.g. --processes 2"
         raise ConfigError("How many workers?", where="--launcher ray", fix=fix)
     if processes is not None:
-        from accord.train import is_online
-
-        if is_online(recipe):
-            fix = "Leave it out. A server can sample beside this process: --sampler URL (docs/sampling.md)."
-            raise ConfigError("Online recipes train in one process so far.", where=f"--processes {processes}", fix=fix)
         return _start_job(recipe, options, processes, launcher)
     if "RANK" not in os.environ:
         _train(recipe, **options)
@@ -160,24 +155,21 @@ def _train(
     from accord.train.deepspeed import read_deepspeed
     from accord.types import LabelledCompletion
 
-    if is_online(recipe):
-        from accord.cli.online import train_online
-
-        if deepspeed:
-            fix = "Leave it out: an online run is of one process."
-            raise ConfigError("Online recipes do not read DeepSpeed's settings.", where="--deepspeed", fix=fix)
-        given: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
-        train_online(recipe, **given, resume=resume, skip_bad=skip_bad, reward=reward, sampler=sampler)
-        return
-    for flag, value in (("--reward", reward), ("--sampler", sampler)):
-        if value:
-            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
-            raise ConfigError(what, where=flag, fix="Leave it out, or use an online recipe, such as grpo.")
     base: dict[str, Any] = {}
     if deepspeed:
         base, idle = read_deepspeed(deepspeed)
         if idle:
             print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
+    if is_online(recipe):
+        from accord.cli.online import train_online
+
+        given: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
+        train_online(recipe, **given, resume=resume, skip_bad=skip_bad, reward=reward, sampler=sampler, base=base)
+        return
+    for flag, value in (("--reward", reward), ("--sampler", sampler)):
+        if value:
+            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
+            raise ConfigError(what, where=flag, fix="Leave it out, or use an online recipe, such as grpo.")
     settings = settings_of(recipe, data, config, set, base, lora=lora)
     view = view_of(settings)
     if not settings.lora and not settings.reward_model.frozen_layers:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,11 @@ from accord.errors import AccordError, ConfigError, RunError
 __all__ = [
     "active",
     "broadcast",
+    "call_all",
     "compute_device",
     "gather",
     "in_job",
+    "lead",
     "load_device",
     "process_group",
     "rank",
@@ -82,6 +85,42 @@ def broadcast(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    body: Any
+
+
+def lead(work: Callable[[], T], help: Callable[[Any], None] | None = None) -> T:
+    """What `work` returns on rank 0, on all ranks; only there is it called.
+
+    Args:
+        help: called on the other ranks with whatever `work` gives to `call_all` meanwhile.
+
+    Raises:
+        AccordError: `work` raised it; then on all ranks, so that all can end alike.
+    """
+    outcome: Any = None
+    if rank() == 0:
+        try:
+            outcome = work()
+        except AccordError as error:
+            outcome = error
+        broadcast(outcome)
+    else:
+        while isinstance(outcome := broadcast(outcome), _Call):
+            assert help is not None
+            help(outcome.body)
+    if isinstance(outcome, AccordError):
+        raise outcome
+    result: T = outcome
+    return result
+
+
+def call_all(body: object) -> None:
+    """Inside `lead`, rank 0 has the other ranks `help` with this; then both do what is theirs."""
+    broadcast(_Call(body))
 
 
 def share(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from accord.engine.distributed import share
 from accord.models.network import Policy, whole
 from accord.sampling.request import Request, SamplingConfig
 from accord.types import Completion
 
-__all__ = ["OnFinish", "Sampler", "hash_weights"]
+__all__ = ["OnFinish", "Sampler", "hash_weights", "split"]
 
 OnFinish = Callable[[int, Completion], None]
 """Called with the index of a request and its completion as soon as that is finished."""
@@ -57,6 +58,19 @@ class Sampler(Protocol):
             StaleWeightsError: the sampler does not serve the weights that it was given.
             SamplerError: its server cannot be reached, or answers what cannot be used.
         """
+
+
+def split(requests: Sequence[Request], config: SamplingConfig, parts: int) -> list[list[int]]:
+    """Indices of the requests for each of several samplers: the completions of a prompt together, tokens evenly."""
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault((request.prompt_id, request.prompt_ids), []).append(index)
+    sizes = [
+        len(prompt_ids) + sum(requests[index].settings(config).max_new_tokens for index in group)
+        for (_, prompt_ids), group in groups.items()
+    ]
+    each = list(groups.values())
+    return [[index for group in mine for index in each[group]] for mine in share(sizes, parts)]
 
 
 _BASES: WeakKeyDictionary[Policy, str] = WeakKeyDictionary()

@@ -7,7 +7,6 @@ more than `max_staleness` steps kept or under way that training has not come to.
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,6 @@ from queue import SimpleQueue
 from torch import Tensor
 
 from accord.models.network import Policy
-from accord.sampling.local import LocalSampler
 from accord.sampling.sampler import Sampler
 from accord.train.online_config import OnlineConfig
 from accord.train.rollouts import Rollouts, RolloutStore
@@ -45,6 +43,7 @@ class Ahead:
     ) -> None:
         """
         Args:
+            sampler: one that keeps the weights which it is given: a server's, or a `Replica`.
             make: rollouts with this sampler and this file, for the thread.
             directory: that of the run.
         """
@@ -56,17 +55,14 @@ class Ahead:
         self._news, self._unwanted = threading.Condition(), threading.Event()
         self._error: BaseException | None = None
         self.speed = 0.0
-        if isinstance(sampler, LocalSampler):
-            sampler.load(0, _frozen(policy))
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
         self._thread.start()
 
-    def give(self, version: int) -> None:
-        """The policy is now as step `version` begins with it: let it sample what may be sampled by now."""
+    def give(self, version: int, state: Mapping[str, Tensor]) -> None:
+        """This is the policy's state as step `version` begins with it: let it sample what may be sampled by now."""
         end = min(version + self._max_staleness + 1, self._stop)
         if self._given >= end:
             return
-        state = self._policy.state()
         copies = {id(tensor): tensor.clone() for tensor in state.values()}  # tied weights stay one
         weights = {name: copies[id(tensor)] for name, tensor in state.items()}
         for step in range(self._given, end):
@@ -109,21 +105,13 @@ class Ahead:
                 while (job := self._jobs.get()) is not None and not self._unwanted.is_set():
                     step, version, weights = job
                     if version != loaded:
-                        self._load(version, weights)
+                        self._sampler.load(version, self._policy, weights)
                         loaded = version
                     self._sample(rollouts, step)
         except BaseException as error:  # it is raised again where the step is waited for
             with self._news:
                 self._error = error
                 self._news.notify_all()
-
-    def _load(self, version: int, weights: Mapping[str, Tensor]) -> None:
-        if isinstance(self._sampler, LocalSampler):
-            frozen = self._sampler.policy
-            (frozen.adapter or frozen.model).load_state_dict(weights, strict=False)
-            self._sampler.load(version, frozen)
-        else:
-            self._sampler.load(version, self._policy, weights)
 
     def _sample(self, rollouts: Rollouts, step: int) -> None:
         rollouts.begin(step)
@@ -152,11 +140,3 @@ class _Store(RolloutStore):
         super().keep(step, prompt, k, completion)
         if self._unwanted.is_set():
             raise _UnwantedError
-
-
-def _frozen(policy: Policy) -> Policy:
-    """A copy that training does not change; weights that are not trained are shared."""
-    shared = {id(parameter): parameter for parameter in policy.model.parameters() if not parameter.requires_grad}
-    frozen = copy.deepcopy(policy, shared)
-    frozen.model.requires_grad_(False)
-    return frozen

@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from accord.engine.checkpoint import load_checkpoint
-from accord.engine.distributed import active
+from accord.engine.distributed import active, broadcast, rank
 from accord.engine.engine import Engine
 from accord.engine.memory import explain_shortage
-from accord.errors import ConfigError, RunError
+from accord.errors import ConfigError
 from accord.models.lora import add_lora
 from accord.models.network import Critic, Policy
 from accord.models.trees import FloatArray, Tree, with_reference
-from accord.rewards import Rewards, failure_summary, reward_metrics
+from accord.rewards import Rewards, reward_metrics
 from accord.sampling.local import LocalSampler
-from accord.sampling.sampler import Sampler
+from accord.sampling.replica import RankSampler, Replica
+from accord.sampling.sampler import Sampler, hash_weights
 from accord.train.ahead import Ahead
+from accord.train.collect import Collector, Leader
 from accord.train.credit import (
-    Doubles,
     best_trees,
     corrected,
-    differs,
     groups_of,
     kl_metrics,
     pair_trees,
@@ -57,7 +57,7 @@ _OF_CRITIC = {"loss": "loss/value_avg", "grad_norm": "critic/grad_norm", "learni
 def train_online(
     policy: Policy,
     prompts: Sequence[EncodedPrompt],
-    rewards: Rewards,
+    rewards: Rewards | None,
     config: OnlineConfig,
     run: Run,
     *,
@@ -69,20 +69,19 @@ def train_online(
     """Train `policy` in place on what it samples, and write it to the run's directory, its critic beside it.
 
     Args:
+        rewards: of a job of many processes rank 0 scores, and the others need none.
         stage: the name under which progress is shown.
         reference: the policy as it is before training, in a network of its own, where `Method.reads_reference` and all
             weights are trained. With LoRA the policy without its adapters is the reference.
         critic: where the settings name one.
-        sampler: what samples (default: this process).
+        sampler: what samples, on rank 0 (default: this process, or all processes of the job).
 
     Raises:
+        ConfigError: a setting does not go with a job of many processes.
         RunError: every reward of a step failed; the message lists the reasons.
         ResourceError: memory runs out.
     """
     method = method_of(config)
-    if active():
-        fix = "Leave out --processes; --sampler lets a server sample."
-        raise ConfigError("Online training is of one process so far.", where="--processes", fix=fix)
     if (critic is None) != (method.value is None):
         raise ValueError("A critic is given exactly where the settings name one.")
     if config.lora:
@@ -93,6 +92,7 @@ def train_online(
         policy.add_value_head()
     if method.view.kind == "prompts":
         policy.temperature = config.sampling.temperature
+    source = _source(policy, config, sampler)
     engine = Engine(policy, config.engine, config.optimizer)
     learners = [Learner(engine, method.loss)]
     if critic is not None and method.value is not None and config.critic is not None:
@@ -100,29 +100,73 @@ def train_online(
     others = [learner.engine for learner in learners[1:]]
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint, others) if checkpoint else 0
-    total = config.steps or math.ceil(len(prompts) / config.batch_size)
-    source = sampler or LocalSampler(policy, config.engine.precision)
+    epoch_steps = math.ceil(len(prompts) / config.batch_size)
+    steps = range(start, config.steps or epoch_steps)
+    with ExitStack() as open_parts:
+        leader = None
+        if rank() == 0:
+            assert source is not None
+            assert rewards is not None
+            leader = open_parts.enter_context(_leader(policy, prompts, rewards, config, run, source, steps))
+        collector = Collector(policy, leader, source if isinstance(source, RankSampler) and rank() else None)
+        feed = _Feed(config, method, learners, collector, _reference_engine(engine, method, reference, config))
+        if start:
+            feed.restore(start)
+        Loop(run, config, learners, start, steps.stop, stage, epoch_steps, collector.settle).go(feed.steps(steps))
+    _save(policy, critic, method, run)
+
+
+def _source(policy: Policy, config: OnlineConfig, sampler: Sampler | None) -> Sampler | None:
+    """What samples; None where rank 0 has it. Copies of the policy are made before its weights are sharded."""
+    if broadcast(sampler is not None):
+        if sampler and config.lora and active():
+            hash_weights(policy)  # that of the base is kept: once it is sharded, no rank can compute it alone
+        return sampler
+    if not active():
+        return (Replica if config.rollout.max_staleness else LocalSampler)(policy, config.engine.precision)
+    if config.rollout.max_staleness:
+        fix = "Leave it out, or let a server sample: --sampler URL (docs/online.md)."
+        what = "The processes of a job sample and train in turn."
+        raise ConfigError(what, where="rollout.max_staleness", fix=fix)
+    return RankSampler(policy, config.engine.precision)
+
+
+@contextmanager
+def _leader(
+    policy: Policy,
+    prompts: Sequence[EncodedPrompt],
+    rewards: Rewards,
+    config: OnlineConfig,
+    run: Run,
+    sampler: Sampler,
+    steps: range,
+) -> Iterator[Leader]:
+    """What rank 0 samples, scores and keeps with."""
 
     def rollouts_in(store: RolloutStore) -> Rollouts:
         count, seed = config.rollout.completions, config.seed
-        return Rollouts(prompts, source, rewards, store, config.sampling, completions=count, seed=seed)
+        return Rollouts(prompts, sampler, rewards, store, config.sampling, completions=count, seed=seed)
 
-    with closing(RolloutStore(run.directory)) as store, ExitStack() as threads:
-        feed = _Feed(config, method, learners, rollouts_in(store), _reference_engine(engine, method, reference, config))
-        if config.rollout.max_staleness:
-            feed.ahead = Ahead(policy, source, rollouts_in, run.directory, config, range(start, total))
-            threads.enter_context(closing(feed.ahead))
-        feed.page = RolloutPage(run.directory, policy.tokenizer, config.samples)
-        if start:
-            feed.restore(store.state(start))
-        epoch_steps = math.ceil(len(prompts) / config.batch_size)
-        loop = Loop(run, config, learners, start, total, stage, epoch_steps, feed.ahead.settle if feed.ahead else None)
-        loop.go(feed.steps(range(start, total)))
+    page = RolloutPage(run.directory, policy.tokenizer, config.samples)
+    with closing(RolloutStore(run.directory)) as store:
+        rollouts = rollouts_in(store)
+        if not config.rollout.max_staleness:
+            yield Leader(policy, config, rollouts, page, None)
+            return
+        with closing(Ahead(policy, sampler, rollouts_in, run.directory, config, steps)) as ahead:
+            yield Leader(policy, config, rollouts, page, ahead)
+
+
+def _save(policy: Policy, critic: Critic | None, method: Method, run: Run) -> None:
     if method.has_value_head:
-        policy.save_value_head(run.directory / "critic.safetensors")
+        state = policy.state()
+        if rank() == 0:
+            policy.save_value_head(run.directory / "critic.safetensors", state)
     if critic is not None:
         critic.model.eval()
-        critic.save(run.directory / "critic")
+        state = critic.state()
+        if rank() == 0:
+            critic.save(run.directory / "critic", state)
     save_model(policy, run)
 
 
@@ -134,106 +178,49 @@ class _Feed:
         config: OnlineConfig,
         method: Method,
         learners: Sequence[Learner],
-        rollouts: Rollouts,
+        collector: Collector,
         reference: Engine | None,
     ) -> None:
-        self.config, self.method, self.rollouts, self.reference = config, method, rollouts, reference
+        self.config, self.method, self.collector, self.reference = config, method, collector, reference
         self.engine = learners[0].engine
         self.valued = learners[-1].engine  # of a critic of its own, or the policy with a value head
-        self.page: RolloutPage | None = None
-        self.ahead: Ahead | None = None
-        self.warned = False
 
     def steps(self, steps: range) -> Generator[Step, None, None]:
         """Every step's completions are of the weights that the step before it has left, or are sampled ahead."""
-        policy = self.engine.network
-        assert isinstance(policy, Policy)
+        advantage = self.method.advantage
         for step in steps:
-            if self.ahead:
-                self.ahead.give(step)
-            else:
-                self.rollouts.sampler.load(step, policy)
             made = self._step(step)
-            self.rollouts.store.keep_state(step + 1, self.state())
+            self.collector.keep(step + 1, advantage.state() if advantage else {})
             yield made
 
-    def state(self) -> dict[str, object]:
-        """What the next step begins with."""
-        advantage = self.method.advantage
-        return {
-            "position": self.rollouts.position,
-            "rewards": self.rollouts.rewards.state(),
-            "advantage": advantage.state() if advantage else {},
-        }
-
-    def restore(self, state: Mapping[str, object]) -> None:
-        """Take up what `state` has returned."""
-        position, rewards, advantage = state["position"], state["rewards"], state["advantage"]
-        assert isinstance(position, int)
-        assert isinstance(rewards, Mapping)
-        assert isinstance(advantage, Mapping)
-        self.rollouts.position = position
-        self.rollouts.rewards.restore(rewards)
+    def restore(self, step: int) -> None:
+        """Go on behind so many steps."""
+        state = self.collector.restore(step)
         if self.method.advantage:
-            self.method.advantage.restore(advantage)
+            self.method.advantage.restore(state)
 
     def _step(self, step: int) -> Step:
-        everything, kept = self._collect(step)
-        rewards = [reward for rollout in everything for reward in rollout.rewards]
-        metrics = {**rollout_metrics(everything, step), **reward_metrics(rewards)}
+        found = self.collector.collect(step)
+        rewards = [reward for rollout in found.everything for reward in rollout.rewards]
+        metrics = {**rollout_metrics(found.everything, step), **reward_metrics(rewards)}
         if self.config.rollout.dynamic_sampling:
-            metrics["dynamic_sampling/prompts"] = len(everything)
-        speed = self.ahead.speed if self.ahead else self.rollouts.tokens / self.rollouts.seconds["sampling"]
-        if speed:
-            metrics["sampling/tokens_per_second"] = speed
-        if self.page:
-            self.page.show(step + 1, everything)
+            metrics["dynamic_sampling/prompts"] = len(found.everything)
+        if found.speed:
+            metrics["sampling/tokens_per_second"] = found.speed
         began = time.perf_counter()
-        updates = self._updates(step, kept, metrics)
-        seconds = {**self.rollouts.seconds, "forward": time.perf_counter() - began}
+        updates = self._updates(step, found.kept, metrics)
+        seconds = {**found.seconds, "forward": time.perf_counter() - began}
         if not updates:
             print(f"Step {step + 1}: no completion of a prompt is better than another; nothing is learned from them.")
         limit = self.config.rollout.kl_stop
         enough = None if limit is None else lambda learned: learned["policy/approxkl_avg"] > limit
         return Step(updates, metrics, seconds, enough)
 
-    def _collect(self, step: int) -> tuple[list[Rollout], list[Rollout]]:
-        """All that was sampled for a step, and what of it is trained on."""
-        wanted, again = self.config.batch_size, self.config.rollout.dynamic_sampling
-        self.rollouts.begin(step)
-        if self.ahead:
-            self.rollouts.seconds["sampling"] += self.ahead.wait(step)
-        everything = self._checked(self.rollouts.collect(wanted))
-        if not again:
-            return everything, everything
-        kept = [rollout for rollout in everything if differs(self._scores(rollout))]
-        for _ in range(again):
-            if len(kept) == wanted:
-                break
-            more = self._checked(self.rollouts.collect(wanted - len(kept)))
-            everything = everything + more
-            kept += [rollout for rollout in more if differs(self._scores(rollout))]
-        return everything, kept
-
-    def _checked(self, found: list[Rollout]) -> list[Rollout]:
-        """Say once that rewards fail, and stop where none is left."""
-        rewards = [reward for rollout in found for reward in rollout.rewards]
-        reasons = failure_summary(rewards)
-        if all(reward.value is None for reward in rewards):
-            fix = "Mend that, then run the same command with --resume."
-            raise RunError(f"Every reward failed. {reasons}", where=f"step {self.rollouts.step + 1}", fix=fix)
-        if reasons and not self.warned:
-            self.warned = True
-            print(f"Step {self.rollouts.step + 1}: {reasons}. metrics.jsonl counts what fails from here on.")
-        return found
-
-    def _scores(self, rollout: Rollout) -> Doubles:
-        return scores_of(rollout, self.config.rollout, self.config.sampling.max_new_tokens)
-
     def _updates(self, step: int, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> list[Update]:
         """What the loss reads of these completions; adds to the metrics what is found on the way."""
         settings, seeds = self.config.rollout, (self.config.seed, step)
-        trees, scores = trees_of(rollouts), [self._scores(rollout) for rollout in rollouts]
+        trees = trees_of(rollouts)
+        scores = [scores_of(rollout, settings, self.config.sampling.max_new_tokens) for rollout in rollouts]
         if self.method.advantage is None:
             is_pairs = self.method.view.kind == "preferences"
             chosen = pair_trees(trees, scores) if is_pairs else best_trees(trees, scores, settings.min_reward)
@@ -280,7 +267,7 @@ def _reference_engine(engine: Engine, method: Method, reference: Policy | None, 
     reference.model.requires_grad_(False)
     if method.view.kind == "prompts":
         reference.temperature = config.sampling.temperature
-    if engine.dtype != torch.float32:
+    if engine.dtype != torch.float32 and not active():  # sharded weights travel in that precision anyway
         # Autocast would cast them in every pass; the numbers are the same, in half the memory.
         for module in reference.model.base_model.modules():
             if type(module) is nn.Linear:

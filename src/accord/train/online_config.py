@@ -176,10 +176,14 @@ def is_online(name: str) -> bool:
 
 
 def resolve_online(
-    name: str, file: Path | None = None, assignments: Sequence[str] = (), extra: Mapping[str, Any] | None = None
+    name: str,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> OnlineConfig:
-    """Recipe, then the file, --set, and `extra`; the result is checked as a whole."""
-    layers = [recipe(name), read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
+    """Recipe, then `base`, the file, --set, and `extra`; the result is checked as a whole."""
+    layers = [recipe(name), base or {}, read_toml(file) if file else {}, parse_assignments(assignments), extra or {}]
     config = OnlineConfig.build(merge(*layers), where=str(file) if file else "--set")
     method_of(config)
     require_trackers(config.trackers)

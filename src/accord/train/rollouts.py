@@ -24,6 +24,7 @@ from accord.models.render import Renderer
 from accord.models.trees import IntArray
 from accord.rewards import Rewards
 from accord.sampling.local import LocalSampler
+from accord.sampling.replica import RankSampler
 from accord.sampling.request import Request, SamplingConfig, completion_seed
 from accord.sampling.sampler import Sampler
 from accord.types import Completion, Prompt, Reward
@@ -216,7 +217,7 @@ class Rollouts:
         places = [(self.taken + i, k) for i in range(len(prompts)) for k in range(self.count)]
         kept = self.store.completions(self.step, range(self.taken, self.taken + len(prompts)))
         wanted = [place for place in places if place not in kept]
-        if wanted and isinstance(self.sampler, LocalSampler):
+        if wanted and isinstance(self.sampler, LocalSampler | RankSampler):
             # The last bits of log-probabilities depend on what else is in the batch. So a round that was interrupted is
             # sampled again as a whole: the same tokens, and the same bits as without the interruption.
             wanted = places
