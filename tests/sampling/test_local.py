@@ -21,7 +21,9 @@ from accord.sampling.request import Request, SamplingConfig, completion_seed, re
 from accord.types import Message, Prompt
 
 # GPT-2's linear layers are no nn.Linear; Gemma 2 has a soft cap and, like Mistral, a sliding window (16 tokens here).
-ARCHITECTURES = ["llama", "qwen3", "gpt2", "gemma2", "mistral", "phi", "mamba"]
+# Heads of 16 are for compiled code: in the stack of layers (llama, mistral), or for attention alone.
+WIDE = ["llama/16", "mistral/16", "qwen3/16", "gpt2/16"]
+ARCHITECTURES = ["llama", "qwen3", "gpt2", "gemma2", "mistral", "phi", "mamba", *WIDE]
 
 STOPS = frozenset(range(2, 20))
 
@@ -33,7 +35,10 @@ def policies(tmp_path_factory):
 
     def load(architecture):
         if architecture not in loaded:
-            loaded[architecture] = load_policy(str(save_tiny(tmp_path_factory.mktemp(architecture), architecture)))
+            name, _, size = architecture.partition("/")
+            settings = {} if not size else {"n_embd": 4 * int(size)} if name == "gpt2" else {"head_dim": int(size)}
+            directory = save_tiny(tmp_path_factory.mktemp(name), name, **settings)
+            loaded[architecture] = load_policy(str(directory))
         return loaded[architecture]
 
     return load
@@ -103,9 +108,10 @@ def test_logprobs_are_those_of_the_engine(policies, architecture):
         np.testing.assert_allclose(completion.logprobs, completion.raw_logprobs, atol=1e-5)
 
 
-def test_bfloat16_numbers_are_those_of_the_engine_up_to_its_own_rounding(policies):
+@pytest.mark.parametrize("architecture", ["llama", "llama/16"])
+def test_bfloat16_numbers_are_those_of_the_engine_up_to_its_own_rounding(policies, architecture):
     """Engine and sampler differ, on average, by no more than the engine in bfloat16 and in float32 do."""
-    policy = policies("llama")
+    policy = policies(architecture)
     requests = some_requests(prompts=6, each=2)
     completions = LocalSampler(policy, "bfloat16").sample(requests, SamplingConfig(max_new_tokens=20))
     between, rounding = [], []
@@ -118,8 +124,9 @@ def test_bfloat16_numbers_are_those_of_the_engine_up_to_its_own_rounding(policie
     assert np.concatenate(between).mean() <= np.concatenate(rounding).mean()
 
 
-def test_a_completion_does_not_depend_on_its_company(policies):
-    sampler = LocalSampler(policies("qwen3"), "float32")
+@pytest.mark.parametrize("architecture", ["qwen3", "llama/16"])
+def test_a_completion_does_not_depend_on_its_company(policies, architecture):
+    sampler = LocalSampler(policies(architecture), "float32")
     with many_stops(sampler.policy):
         check_company(sampler, SamplingConfig(max_new_tokens=40))
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from accord.models.native import Native, native
 from accord.models.packing import MicroBatch, Span
 
 __all__ = ["Decode", "Prefill", "SlotCache"]
@@ -161,6 +162,8 @@ class _Seating:
         self.G, self.N = count, max(map(len, members))
         seats = [slot for row in members for slot in (*row, *[row[0]] * (self.N - len(row)))]
         place = {slot: seat for seat, slot in reversed(list(enumerate(seats)))}
+        self.prompt_M = torch.tensor([*prompts, *[0] * (slots - len(prompts))], device=device)
+        self.order_M = torch.argsort(self.prompt_M, stable=True)
         self._is_plain = seats == list(range(slots))
         self.seat_B = torch.tensor(seats, device=device)
         self._place_M = torch.tensor([place.get(slot, 0) for slot in range(slots)], device=device)
@@ -202,8 +205,13 @@ class Decode:
         softcap: float | None,
     ) -> Tensor:
         """Store this step's key and value, [M, K, 1, D]; attend with query, [M, H, 1, D]. Returns [M, 1, H, D]."""
-        M, H, _, D = query.shape
         K, E = key.shape[1], value.shape[3]
+        native_does = query.device.type == "cpu" and softcap is None and query.shape[3] == E
+        kernels = native() if native_does and Native.attends(query.dtype, E) else None
+        if kernels is not None:
+            states = query[:, :, 0].contiguous(), key[:, :, 0].contiguous(), value[:, :, 0].contiguous()
+            return self.attend_natively(kernels, module, states, None, scale, window)[:, None]
+        M, H, _, D = query.shape
         R, seating, layer = H // K, self._seating, self._cache.layers[module]
         layer.keys[:M, :, :, self._column] = key[:, :, 0]
         layer.values[:M, :, self._column] = value[:, :, 0]
@@ -221,6 +229,24 @@ class Decode:
         own_BRS = seating.apart(weights_BXC[:, :, P:], K, R).reshape(M * K, R, S)
         attended_BRE = torch.baddbmm(attended.reshape(M * K, R, E), own_BRS, layer.values[:M].view(M * K, S, E))
         return attended_BRE.view(M, 1, H, E)
+
+    def attend_natively(
+        self,
+        kernels: Native,
+        module: nn.Module,
+        states: tuple[Tensor, Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor] | None,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """The same by compiled code. `states`: contiguous query [M, H, D], key and value [M, K, D]. Returns [M, H, D].
+
+        `rotation`: float32 cos and sin [M, D] of rotary positions that are still to be applied, or None.
+        """
+        layer, seating = self._cache.layers[module], self._seating
+        cache = layer.prompt_keys, layer.prompt_values, layer.keys, layer.values
+        seats = seating.order_M, seating.prompt_M, self._length_G, self._start_M, self._positions_M
+        return kernels.attend(states, rotation, cache, seats, self._column, scale, window)
 
     def _mask(self, K: int, R: int, P: int, S: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [G · K, N · R, P + S]: a token sees its prompt and its own tokens, at most `window` in all."""

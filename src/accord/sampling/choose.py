@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from accord.errors import ModelError
+from accord.models.native import Native, native
 
 __all__ = ["Choice", "Shaping", "choose", "invert", "thresholds"]
 
@@ -34,6 +35,23 @@ class Shaping:
     bias: tuple[Tensor, Tensor, Tensor] | None = None
     """Rows, tokens and the numbers that are added to their logits."""
 
+    def is_cut(self) -> Tensor:
+        """Rows of which not all tokens are kept."""
+        return (self.top_p_M < 1) | (self.top_k_M > 0) | (self.min_p_M > 0)
+
+    def is_plain(self) -> Tensor:
+        """Rows with a temperature and nothing else."""
+        plain_M = (self.temperature_M > 0) & ~self.is_cut()
+        return plain_M if self.bias is None else plain_M.index_fill(0, self.bias[0], False)
+
+    def rows(self, rows: Tensor) -> Shaping:
+        """Of these rows alone."""
+        bias = None
+        if self.bias is not None:
+            place_B, own_B = torch.nonzero(self.bias[0][:, None] == rows)[:, 1], torch.isin(self.bias[0], rows)
+            bias = (place_B, self.bias[1][own_B], self.bias[2][own_B]) if len(place_B) else None
+        return Shaping(self.temperature_M[rows], self.top_p_M[rows], self.top_k_M[rows], self.min_p_M[rows], bias)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
@@ -53,8 +71,27 @@ def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
     Raises:
         ModelError: the logits of a row are not finite.
     """
-    said_MV = logits_MV = logits_MV.float()
+    kernels = native() if logits_MV.device.type == "cpu" and Native.takes(logits_MV.dtype) else None
+    if kernels is None:
+        return _choose_shaped(logits_MV, uniform_M, shaping)
+    # Row by row, not for all at once: how a token is found must not depend on what else is in the batch.
+    plain_M = shaping.is_plain()
+    if bool(plain_M.all()):
+        choice = Choice(*kernels.choose(logits_MV.contiguous(), uniform_M, shaping.temperature_M))
+        _check(choice.raw_logprobs_M)
+        return choice
+    if not bool(plain_M.any()):
+        return _choose_shaped(logits_MV, uniform_M, shaping)
+    rows = [torch.nonzero(mask_M)[:, 0] for mask_M in (plain_M, ~plain_M)]
+    choices = [choose(logits_MV[row], uniform_M[row], shaping.rows(row)) for row in rows]
+    order = torch.argsort(torch.cat(rows))
+    return Choice(*(torch.cat([getattr(each, name) for each in choices])[order] for name in Choice.__slots__))
+
+
+def _choose_shaped(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
+    """`choose` by torch's functions, for any shaping."""
     greedy_M = shaping.temperature_M == 0
+    said_MV = logits_MV = logits_MV.float()
     if shaping.bias is not None:
         rows, tokens, numbers = shaping.bias
         logits_MV = logits_MV.index_put((rows, tokens), numbers, accumulate=True)
@@ -63,16 +100,14 @@ def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
         temperature_M1 = torch.where(greedy_M, 1.0, shaping.temperature_M)[:, None]
         # The largest logit becomes 0 first: however small the temperature, nothing overflows to +inf.
         shaped_MV = (logits_MV - logits_MV.amax(-1, keepdim=True)) / temperature_M1
-    cut = torch.nonzero((shaping.top_p_M < 1) | (shaping.top_k_M > 0) | (shaping.min_p_M > 0))[:, 0]
+    cut = torch.nonzero(shaping.is_cut())[:, 0]
     if len(cut):
         lowest_M = shaped_MV.new_full((len(shaped_MV),), float("-inf"))
         kept = (shaping.top_p_M[cut], shaping.top_k_M[cut], shaping.min_p_M[cut])
         lowest_M[cut] = thresholds(shaped_MV[cut], *kept)
         shaped_MV = shaped_MV.masked_fill(shaped_MV < lowest_M[:, None], float("-inf"))
     probabilities_MV = torch.softmax(shaped_MV, dim=-1)
-    if not bool(torch.isfinite(probabilities_MV.sum(-1)).all()):
-        fix = "The weights are damaged, or the learning rate was too high; try precision float32."
-        raise ModelError("The model's logits are not finite numbers.", fix=fix)
+    _check(probabilities_MV.sum(-1))
     tokens_M = invert(probabilities_MV, uniform_M)
     if bool(greedy_M.any()):
         tokens_M = torch.where(greedy_M, logits_MV.argmax(-1), tokens_M)
@@ -81,6 +116,12 @@ def choose(logits_MV: Tensor, uniform_M: Tensor, shaping: Shaping) -> Choice:
     if shaped_MV is not said_MV:
         raw_logprobs_M = torch.log_softmax(said_MV, dim=-1).gather(1, tokens_M[:, None])[:, 0]
     return Choice(tokens_M, torch.where(greedy_M, 0.0, logprobs_M), raw_logprobs_M)
+
+
+def _check(numbers_M: Tensor) -> None:
+    if not bool(torch.isfinite(numbers_M).all()):
+        fix = "The weights are damaged, or the learning rate was too high; try precision float32."
+        raise ModelError("The model's logits are not finite numbers.", fix=fix)
 
 
 def invert(weights_MV: Tensor, uniform_M: Tensor) -> Tensor:

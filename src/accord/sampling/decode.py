@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from accord.models.decoder_stack import DecoderStack
 from accord.models.kv_cache import Decode, Prefill, SlotCache
 from accord.models.network import Policy
 from accord.models.packing import Part, Span, pack_one
@@ -54,8 +55,9 @@ class Decoder(Protocol):
 class CachedDecoder:
     """Keeps keys and values: a step computes one token per sequence."""
 
-    def __init__(self, policy: Policy, slots: int) -> None:
+    def __init__(self, policy: Policy, slots: int, dtype: torch.dtype, stack: DecoderStack | None) -> None:
         self._body, self._device = policy.model.base_model, policy.device
+        self._dtype, self._stack = dtype, stack
         self._cache = SlotCache(slots + _idle(slots))
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
@@ -82,7 +84,10 @@ class CachedDecoder:
         idle = [0] * _idle(M)
         tokens_M1 = torch.tensor([*tokens, *idle], device=self._device)[:, None]
         positions_M = torch.tensor([*positions, *idle], device=self._device)
-        return self._hidden(tokens_M1, positions_M[:, None], self._cache.extend(M, positions_M))[:M, 0]
+        batch = self._cache.extend(M, positions_M)
+        if self._stack is not None:
+            return self._stack.step(tokens_M1[:, 0], batch, positions_M, self._dtype)[:M]
+        return self._hidden(tokens_M1, positions_M[:, None], batch)[:M, 0]
 
     def _hidden(self, ids: Tensor, positions: Tensor, batch: Prefill | Decode) -> Tensor:
         result: Tensor = self._body(

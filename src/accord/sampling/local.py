@@ -19,6 +19,7 @@ from torch import Tensor
 
 from accord.engine.precision import Precision, autocast, resolve_precision
 from accord.errors import ConfigError, DataError
+from accord.models.decoder_stack import decoder_stack
 from accord.models.network import Policy
 from accord.sampling.choose import Shaping, choose
 from accord.sampling.decode import CachedDecoder, Decoder, Prefix, RecomputingDecoder
@@ -83,8 +84,8 @@ class LocalSampler:
         vocabulary = self.policy.head.weight_VD.shape[0]
         for request, own in zip(requests, settings, strict=True):
             self._check(request, own, vocabulary)
-        with self._ready():
-            run = _Run(self.policy, requests, settings, config.max_batch)
+        with self._ready() as decoder:
+            run = _Run(self.policy, decoder, requests, settings, config.max_batch)
             run.version, run.on_finish, run.on_token = self.policy_version, on_finish, on_token
             return run.completions()
 
@@ -105,14 +106,21 @@ class LocalSampler:
             raise ConfigError(what, where=request.where, fix="Encode with the model's own tokenizer.")
 
     @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """One autocast context and one cast of the weights for all steps; the network is left as it was found."""
-        model = self.policy.model
+    def _ready(self) -> Iterator[Callable[[int], Decoder]]:
+        """One autocast context and one cast of the weights for all steps; the network is left as it was found.
+
+        Yields what makes a decoder of so many slots.
+        """
+        policy, model = self.policy, self.policy.model
         training = model.training
         model.eval()
         try:
-            with torch.no_grad(), autocast(self.policy.device, self.dtype), cast_linears(model, self.dtype):
-                yield
+            stack = decoder_stack(model) if policy.branching else None
+            with torch.no_grad(), autocast(policy.device, self.dtype), cast_linears(model, self.dtype):
+                if policy.branching:
+                    yield lambda slots: CachedDecoder(policy, slots, self.dtype, stack)
+                else:
+                    yield lambda slots: RecomputingDecoder(policy, slots)
         finally:
             model.train(training)
 
@@ -140,7 +148,12 @@ class _Run:
     """One call of `sample`: sequence `live[m]` stands in slot m of the decoder."""
 
     def __init__(
-        self, policy: Policy, requests: Sequence[Request], settings: Sequence[SamplingConfig], max_batch: int
+        self,
+        policy: Policy,
+        decoder: Callable[[int], Decoder],
+        requests: Sequence[Request],
+        settings: Sequence[SamplingConfig],
+        max_batch: int,
     ) -> None:
         self.policy, self.version = policy, 0
         self.on_finish: OnFinish | None = None
@@ -148,8 +161,7 @@ class _Run:
         self.head, self.output = policy.head, policy.model.get_output_embeddings()
         self.stop_ids = frozenset(policy.stop_ids)
         self.slots = min(max_batch, max(len(requests), 1))
-        decoder = CachedDecoder if policy.branching else RecomputingDecoder
-        self.decoder: Decoder = decoder(policy, self.slots)
+        self.decoder = decoder(self.slots)
         self.finished: list[Completion | None] = [None] * len(requests)
         self.live: list[_Sequence] = []
         self.entering: deque[tuple[Prefix, deque[_Sequence]]] = deque()
