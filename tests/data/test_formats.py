@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accord.data.formats import FORMATS, Format, matching_formats, read_row
+from accord.data.formats import FORMATS, Format, matching_formats, read_row, read_units
 from accord.data.formats.conversation import split_equal_start
+from accord.data.problems import Problem
+from accord.data.write import canonical
 from accord.errors import RowError
 from accord.types import (
     Demonstration,
@@ -168,6 +171,16 @@ CASES: list[tuple[str, dict[str, Any], Record]] = [
 def test_columns_become_the_record(name: str, row: dict[str, Any], record: Record) -> None:
     assert matching_formats(row) == [name]
     assert read_row(row, PLACE) == [record]
+
+
+@pytest.mark.parametrize("row", [row for _, row, _ in CASES])
+def test_a_spoilt_row_is_refused_or_read_never_a_crash(row: dict[str, Any], spoilt_rows: Any) -> None:
+    for odd in spoilt_rows(row):
+        problems: list[Problem] = []
+        for _, _, records in read_units([(PLACE, odd)], None, problems.append):
+            for record in records:
+                json.dumps(canonical(record), allow_nan=False, ensure_ascii=False).encode()
+        assert all(problem.what and problem.fix for problem in problems)
 
 
 def test_every_built_in_format_is_exercised() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from accord.data.formats import FORMATS, LeftOut, matching_formats, read_row, split_format
+from accord.data.formats import FORMATS, LeftOut, matching_formats, read_row, read_units, split_format
 from accord.data.load import load
 from accord.data.problems import Problem
+from accord.data.write import canonical
 from accord.errors import RowError, UnknownNameError
 from accord.types import (
     Demonstration,
@@ -385,6 +386,16 @@ def test_a_row_that_breaks_its_format_is_refused_with_its_place(
         read_row(row, PLACE, name)
     assert caught.value.where == "rows.jsonl:7"
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("row", [row for _, row, _ in CASES])
+def test_a_spoilt_row_is_refused_or_read_never_a_crash(row: dict[str, Any], spoilt_rows: Any) -> None:
+    for odd in spoilt_rows(row):
+        problems: list[Problem] = []
+        for _, _, records in read_units([(PLACE, odd)], None, problems.append):
+            for record in records:
+                json.dumps(canonical(record), allow_nan=False, ensure_ascii=False).encode()
+        assert all(problem.what and problem.fix for problem in problems)
 
 
 def test_every_public_format_is_exercised() -> None:

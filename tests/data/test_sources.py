@@ -107,6 +107,8 @@ GOOD = b'{"prompt": "a"}\n'
         ("a.json", b'[{"prompt": "a"},\n {"prompt"]', 2, "Not valid JSON"),
         ("a.json", b'[{"prompt": "a"},\n', 2, "cut short"),
         ("a.json", b'[{"prompt": "a"},\n {"prompt": "\xff"}]', 2, "Not valid UTF-8"),
+        ("a.json", b'[{"prompt": "a"}\n] [{"prompt": "b"}]', 2, "has ended, and then comes"),
+        ("a.csv", b"prompt,completion,prompt\na,b,c\n", 1, "two columns 'prompt'"),
         ("a.csv", b"prompt,completion\na,b\nc\n", 3, "1 cells, but the header has 2"),
         ("a.csv", b'prompt,completion\na,"b\n', 2, "Not valid CSV"),
         ("a.csv", b"prompt,label\na,maybe\n", 2, "'label' is not valid JSON"),

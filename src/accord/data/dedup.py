@@ -8,7 +8,7 @@ from pathlib import Path
 from accord.data.convert import good_rows
 from accord.data.minhash import NearDuplicates
 from accord.data.problems import Problem
-from accord.data.split import members, without_format
+from accord.data.split import without_format
 from accord.data.usable import completions, prompt_of, squash
 from accord.data.write import Changes, new_file
 from accord.types import LabelledCompletion, Ranking, RatedCompletion, Record, Source
@@ -44,8 +44,7 @@ def dedup(spec: str, out: Path, near: float | None = None) -> Changes:
             if alike != source:
                 changes.note(Problem("near-duplicate", source, f"Almost the same as {alike}."))
                 continue
-            for member in members(row):
-                file.write(member, source)
+            file.write(row, source)
             changes.keep()
     return changes
 

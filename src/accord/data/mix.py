@@ -19,7 +19,7 @@ from accord.data.convert import good_rows
 from accord.data.problems import Problem
 from accord.data.rows import JoinedRows, Rows
 from accord.data.sources import Row
-from accord.data.split import members, without_format
+from accord.data.split import without_format
 from accord.data.write import Changes, new_file
 from accord.errors import ConfigError, DataError
 from accord.types import Record, Source
@@ -70,8 +70,7 @@ def mix(
         streams = [draw.of(spec) for spec, draw in draws.items()]
         for turn in turns:
             source, row = next(streams[turn])
-            for member in members(row):
-                file.write(member, source)
+            file.write(row, source)
     return {spec: Part(sizes[spec], draws[spec].drawn, changes[spec]) for spec in weights}
 
 

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,13 @@ def _parse(text: str, source: Source) -> Row | Problem:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Problem("json", source, f"Not valid JSON: {error}.", "Write one JSON object per line.")
+        return Problem("json", source, f"Not valid JSON: {_reason(error)}.", "Write one JSON object per line.")
     return _object(value, source)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a text in JSON; its line is that of the row, which the place says."""
+    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _object(value: Any, source: Source) -> Row | Problem:
@@ -253,9 +259,9 @@ def _read_json(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]
         start = _next_value(text, position)
         number += text.count("\n", position, start)
         source = Source(str(path), number)
-        if start == len(text) and is_array:
-            raise RowError("The JSON array is cut short: no closing ].", where=str(source), fix="Copy it again.")
         if start == len(text) or (is_array and text[start] == "]"):
+            if is_array:
+                _require_end(text[start:], source)
             return
         try:
             value, position = decoder.raw_decode(text, start)
@@ -268,6 +274,16 @@ def _read_json(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]
             on_problem(row)
         else:
             yield source, row
+
+
+def _require_end(rest: str, source: Source) -> None:
+    """What is left of the text where an array should end: its bracket, and nothing after it."""
+    if not rest:
+        raise RowError("The JSON array is cut short: no closing ].", where=str(source), fix="Copy it again.")
+    if rest[1:].strip():
+        what = f"The JSON array has ended, and then comes {rest[1:].strip()!r:.40}."
+        fix = "Write one array of objects, or one object per line in a .jsonl file."
+        raise RowError(what, where=str(source), fix=fix)
 
 
 def _next_value(text: str, position: int) -> int:
@@ -300,7 +316,7 @@ def _read_csv(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]
         if not cells:
             continue
         if header is None:
-            header = cells
+            header = _header(cells, source)
         elif len(cells) != len(header):
             what = f"{len(cells)} cells, but the header has {len(header)}."
             on_problem(Problem("csv", source, what, "Quote cells that hold commas or line breaks."))
@@ -310,6 +326,14 @@ def _read_csv(path: Path, on_problem: OnProblem) -> Iterator[tuple[Source, Row]]
                 on_problem(row)
             else:
                 yield source, row
+
+
+def _header(cells: list[str], source: Source) -> list[str]:
+    twice = next((name for name, count in Counter(cells).items() if count > 1), None)
+    if twice is not None:
+        fix = "Rename or remove one of them."
+        raise RowError(f"The header has two columns {twice!r}.", where=str(source), fix=fix)
+    return cells
 
 
 def _csv_row(header: list[str], cells: list[str], source: Source) -> Row | Problem:
@@ -322,8 +346,9 @@ def _csv_row(header: list[str], cells: list[str], source: Source) -> Row | Probl
         try:
             row[name] = json.loads(cell.lower() if name == "label" else cell) if cell else None
         except (ValueError, RecursionError) as error:
-            what = f"The cell {name!r} is not valid JSON: {error}."
-            return Problem("csv", source, what, 'Write it as JSON, e.g. [{"role": "user", "content": "..."}]')
+            what = f"The cell {name!r} is not valid JSON: {_reason(error)}."
+            example = "true or false" if name == "label" else '[{"role": "user", "content": "..."}]'
+            return Problem("csv", source, what, f"Write it as JSON, e.g. {example}")
     return row
 
 

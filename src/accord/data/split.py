@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 from accord.data.convert import good_rows
 from accord.data.formats import split_format
-from accord.data.sources import Row
 from accord.data.usable import prompt_of, squash
-from accord.data.write import Changes, RowFile, new_file
+from accord.data.write import Changes, new_file
 from accord.errors import ConfigError, DataError, EmptyDataError, RunError
 from accord.files import atomic_directory
-from accord.types import Record, Source
+from accord.types import Record
 
-__all__ = ["Parts", "members", "root", "split", "without_format"]
+__all__ = ["Parts", "root", "split", "without_format"]
 
 
 class Parts(NamedTuple):
@@ -64,7 +63,8 @@ def split(spec: str, out: Path, test: float = 0.1, seed: int = 0) -> Parts:
         try:
             with new_file(folder / "train.jsonl") as left, new_file(folder / "test.jsonl") as right:
                 for source, row, records in good_rows(spec, changes):
-                    _write(row, right if _share(root(records[0]), seed) < test else left, source)
+                    side = right if _share(root(records[0]), seed) < test else left
+                    side.write(row, source)
                     changes.keep()
         except EmptyDataError as error:
             what = f"The {Path(error.where or '').stem} part of {changes.kept:,} rows would be empty."
@@ -72,11 +72,6 @@ def split(spec: str, out: Path, test: float = 0.1, seed: int = 0) -> Parts:
             raise EmptyDataError(what, where=spec, fix=fix) from None
         changes.write(folder / "changes")
     return Parts(left.count, right.count, changes)
-
-
-def members(row: Row) -> list[Row]:
-    """The rows of a unit (`accord.data.formats.read_units`); a row by itself is its only member."""
-    return list(row["rows"]) if set(row) == {"rows"} else [row]
 
 
 def without_format(spec: str) -> None:
@@ -89,11 +84,6 @@ def without_format(spec: str) -> None:
     if name is not None:
         fix = f"First write them in Accord's columns: accord data convert --data '{spec}' --out NEW.jsonl"
         raise DataError(f"The rows would lose that they are to be read as {name!r}.", where=spec, fix=fix)
-
-
-def _write(row: Row, file: RowFile, source: Source) -> None:
-    for member in members(row):
-        file.write(member, source)
 
 
 def _share(text: str, seed: int) -> float:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from accord.data.formats import members
 from accord.data.problems import Problem
+from accord.data.sources import Row
 from accord.errors import EmptyDataError, RowError, RunError
 from accord.files import atomic_file, write_text
 from accord.types import (
@@ -28,8 +30,6 @@ from accord.types import (
 )
 
 __all__ = ["Changes", "RowFile", "canonical", "changes_of", "new_file", "refuse_existing"]
-
-Row = Mapping[str, Any]
 
 
 class Changes:
@@ -94,26 +94,19 @@ class Changes:
 class RowFile:
     """A .jsonl file being written; `count` lines so far."""
 
-    def __init__(self, path: Path, file: TextIO) -> None:
-        self.path, self._file = path, file
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
         self.count = 0
 
     def write(self, row: Row, source: Source) -> None:
-        """Add one line.
+        """Add a row, or the rows of a unit, one line each. Dates and times become text.
 
         Raises:
             RowError: a value that JSON cannot hold, such as bytes.
         """
-        try:
-            line = json.dumps(row, ensure_ascii=False)
-            line.encode("utf-8")
-        except UnicodeEncodeError:
-            line = json.dumps(row)  # half a surrogate pair, in a column that no format reads
-        except TypeError as error:
-            fix = "`accord data convert` writes only what training reads."
-            raise RowError(f"The row cannot be written as JSON: {error}.", where=str(source), fix=fix) from None
-        self._file.write(line + "\n")
-        self.count += 1
+        for member in members(row):
+            self._file.write(_line(member, source))
+            self.count += 1
 
 
 @contextmanager
@@ -126,7 +119,7 @@ def new_file(path: Path, changes: Changes | None = None) -> Iterator[RowFile]:
     """
     refuse_existing(path)
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        rows = RowFile(path, file)
+        rows = RowFile(file)
         yield rows
         if not rows.count:
             fix = "`accord data check` shows what is wrong with the rows."
@@ -178,6 +171,25 @@ def canonical(record: Record) -> dict[str, Any]:
     if isinstance(record, RatedCompletion):
         row["ratings"] = dict(record.ratings)
     return row
+
+
+def _line(row: Row, source: Source) -> str:
+    try:
+        line = json.dumps(row, ensure_ascii=False, default=_as_text)
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(row, default=_as_text)  # half a surrogate pair, in a column that no format reads
+    except TypeError as error:
+        fix = "Remove that column; `accord data convert` writes only what training reads."
+        raise RowError(f"The row cannot be written as JSON: {error}.", where=str(source), fix=fix) from None
+    return line + "\n"
+
+
+def _as_text(value: Any) -> str:
+    """A date or time of a parquet file."""
+    if not hasattr(value, "isoformat"):
+        raise TypeError(f"a column holds {type(value).__name__}")
+    return str(value.isoformat())
 
 
 def _content(content: Content) -> Any:

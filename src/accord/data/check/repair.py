@@ -15,11 +15,12 @@ from accord.data.check.rules import RULES
 from accord.data.formats import read_row
 from accord.data.problems import Problem
 from accord.data.sources import Row
-from accord.errors import ConfigError, DataError, EmptyDataError, RowError
+from accord.data.write import RowFile
+from accord.errors import ConfigError, EmptyDataError, RowError
 from accord.files import atomic_file
 from accord.types import Source
 
-__all__ = ["Repair", "Repaired", "members", "mend_surrogates", "repairing"]
+__all__ = ["Repair", "Repaired", "mend_surrogates", "repairing"]
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Repaired:
 class Repair:
     """Writes row after row; `name` is the format that they are read as, where the user named one."""
 
-    def __init__(self, done: Repaired, name: str | None, rows: TextIO, changes: TextIO) -> None:
+    def __init__(self, done: Repaired, name: str | None, rows: RowFile, changes: TextIO) -> None:
         self.done, self._name, self._rows, self._changes = done, name, rows, changes
 
     def settle(self, source: Source, row: Row | None, problems: Sequence[Problem]) -> None:
@@ -60,9 +61,8 @@ class Repair:
         if told:
             self.done.changed += 1
             self._tell(source, "changed", told)
-        for member in members(mended):
-            self.done.kept += 1
-            self._rows.write(_line(member, source))
+        self._rows.write(mended, source)
+        self.done.kept = self._rows.count
 
     def _fits(self, row: Row, source: Source, rule: str) -> bool:
         """Whether the changed row can be read and no longer breaks the rule."""
@@ -100,15 +100,10 @@ def repairing(path: Path, place: str, name: str | None) -> Iterator[Repair]:
     done = Repaired(path, changes)
     with atomic_file(changes) as told, atomic_file(path) as good:
         with good.open("w", encoding="utf-8") as rows, told.open("w", encoding="utf-8") as lines:
-            yield Repair(done, name, rows, lines)
+            yield Repair(done, name, RowFile(rows), lines)
         if not done.kept:
             fix = "Run the check without --fix to see why."
             raise EmptyDataError("No row is left, so nothing is written.", where=place, fix=fix)
-
-
-def members(row: Row) -> list[Row]:
-    """The rows of a unit (`accord.data.formats.read_units`); a row by itself is its only member."""
-    return list(row["rows"]) if set(row) == {"rows"} else [row]
 
 
 def mend_surrogates(row: Any) -> Any:
@@ -135,28 +130,3 @@ def _join(turns: list[Any]) -> list[Any]:
             groups = [list(group) for _, group in groupby(turns, key=lambda turn: turn[speaker])]
             return [{**group[0], text: "\n\n".join(turn[text] for turn in group)} for group in groups]
     return turns
-
-
-def _line(row: Row, source: Source) -> str:
-    try:
-        line = json.dumps(row, ensure_ascii=False, default=_foreign)
-    except TypeError as error:
-        fix = "Remove the column, then check again."
-        raise DataError(f"{error}, and JSON lines cannot hold that.", where=str(source), fix=fix) from None
-    # A column that no format reads may hold half of a surrogate pair: UTF-8 cannot, an escape can.
-    return (line if line.isascii() or _encodes(line) else json.dumps(row, default=_foreign)) + "\n"
-
-
-def _encodes(line: str) -> bool:
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _foreign(value: Any) -> str:
-    """A date or time of a parquet file as text."""
-    if not hasattr(value, "isoformat"):
-        raise TypeError(f"A column holds {type(value).__name__}")
-    return str(value.isoformat())

@@ -5,7 +5,7 @@ To add one: a `Format`, registered with `FORMATS.add` or by an entry point of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -32,10 +32,10 @@ from accord.data.formats import (
 )
 from accord.data.formats.base import FORMATS, Format, LeftOut
 from accord.data.problems import OnProblem, Problem, fail
-from accord.errors import RowError
+from accord.errors import AccordError, RowError
 from accord.types import Record, Source
 
-__all__ = ["FORMATS", "Format", "LeftOut", "matching_formats", "read_row", "read_units", "split_format"]
+__all__ = ["FORMATS", "Format", "LeftOut", "matching_formats", "members", "read_row", "read_units", "split_format"]
 
 Row = dict[str, Any]
 
@@ -88,13 +88,23 @@ def read_row(
     """
     names = _named(row, name, source) if name else _chosen(row, source)
     records: list[Record] = []
-    for found in (found for each in names for found in FORMATS[each].read(row, source)):
+    for found in (found for each in names for found in _read(each, row, source)):
         if isinstance(found, LeftOut):
             fix = "`accord data convert` writes a file without what is left out."
             on_problem(Problem("left-out", source, found.what, fix))
         else:
             records.append(found)
     return records
+
+
+def _read(name: str, row: Mapping[str, Any], source: Source) -> Sequence[Record | LeftOut]:
+    try:
+        return FORMATS[name].read(row, source)
+    except AccordError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a value of a type that nobody foresaw
+        fix = "Mend or remove the row; docs/data.md shows every format."
+        raise RowError(f"The row does not fit the format {name!r}: {error}.", where=str(source), fix=fix) from None
 
 
 def read_units(
@@ -112,6 +122,11 @@ def read_units(
                 on_problem(Problem("schema", source, error.what, error.fix))
             else:
                 yield source, row, records
+
+
+def members(row: Row) -> list[Row]:
+    """The rows of a unit of `read_units`; a row by itself is its only member."""
+    return list(row["rows"]) if set(row) == {"rows"} else [row]
 
 
 def _joined(group: Iterable[tuple[Source, Row]]) -> Iterator[tuple[Source, Row]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accord.data.formats.base import LeftOut, content
+from accord.data.formats.base import LeftOut, content, number, places, string
 from accord.data.formats.comparisons import answer, both_bad, compared
 from accord.errors import RowError
 from accord.types import (
@@ -66,20 +66,26 @@ class Task:
         if set(ranks) != set(self.answers):
             what = f"The ranking names {', '.join(ranks) or 'nothing'}, but the answers are {', '.join(self.answers)}."
             raise RowError(what, where=str(self.source), fix="Name every answer once, as the fields are named.")
-        order = sorted(set(ranks.values()))
-        places = tuple(order.index(ranks[name]) for name in self.answers)
-        return [Ranking(self.prompt, tuple(self.answers.values()), places, self.source)]
+        numbered = places([ranks[name] for name in self.answers], self.source)
+        return [Ranking(self.prompt, tuple(self.answers.values()), numbered, self.source)]
 
     def rated(self, ratings: Mapping[str, float]) -> Sequence[Record | LeftOut]:
-        """Ratings of the only answer, by attribute."""
+        """Ratings of the only answer, by attribute.
+
+        Raises:
+            RowError: a number that is not finite.
+        """
         if len(self.answers) != 1:
             return [LeftOut(f"Which of {len(self.answers)} answers the rating {', '.join(ratings)} is of is unknown.")]
         (text,) = self.answers.values()
+        for name in ratings:
+            string({"name": name}, "name", self.source)
+            number(ratings, name, self.source)
         return [RatedCompletion(self.prompt, text, ratings, self.source)]
 
     def written(self, text: str) -> list[Record]:
         """An answer that the annotator wrote."""
-        return [Demonstration(self.prompt, answer(text), self.source)]
+        return [Demonstration(self.prompt, answer(string({"response": text}, "response", self.source)), self.source)]
 
 
 def task(fields: Mapping[str, Any], source: Source) -> Task:
@@ -97,7 +103,7 @@ def task(fields: Mapping[str, Any], source: Source) -> Task:
     answers = {}
     for key, value in fields.items():
         if key != name and isinstance(value, str):
-            answers[key] = answer(value)
+            answers[key] = answer(string(fields, key, source))
         elif key != name and isinstance(value, list) and _all_items(value):
             answers |= {str(item["id"]): answer(_body(item, source)) for item in value}
     return Task(prompt, answers, source)
@@ -108,8 +114,8 @@ def _all_items(value: Sequence[Any]) -> bool:
 
 
 def _body(item: Mapping[str, Any], source: Source) -> str:
-    text = next((item[name] for name in ("body", "text", "html") if isinstance(item.get(name), str)), None)
-    if text is None:
+    name = next((name for name in ("body", "text", "html") if isinstance(item.get(name), str)), None)
+    if name is None:
         what = f"The item {item['id']!r:.40} has no body."
         raise RowError(what, where=str(source), fix='Write {"id": "1", "body": "..."}')
-    return text
+    return string(item, name, source)

@@ -21,6 +21,7 @@ __all__ = [
     "items",
     "messages",
     "number",
+    "places",
     "row_id",
     "string",
     "user_turn",
@@ -101,6 +102,19 @@ def answer(row: Mapping[str, Any], source: Source) -> str | None:
     return string(row, column, source)
 
 
+def places(ranks: Sequence[Any], source: Source) -> tuple[int, ...]:
+    """Ranks as they stand in a row, renumbered 0, 1, 2, ... without gaps; the smallest is the best.
+
+    Raises:
+        RowError: one is no number.
+    """
+    if any(isinstance(rank, bool) or not isinstance(rank, int | float) or rank != rank for rank in ranks):
+        what = f"Ranks must be numbers, not {list(ranks)!r:.60}."
+        raise RowError(what, where=str(source), fix="Write e.g. [0, 1, 1, 2]; the smallest is the best.")
+    order = sorted(set(ranks))
+    return tuple(order.index(rank) for rank in ranks)
+
+
 def items(row: Mapping[str, Any], column: str, source: Source) -> list[Any]:
     """The column as a list."""
     value = row[column]
@@ -144,7 +158,9 @@ def user_turn(*texts: str) -> tuple[Message, ...]:
 def row_id(row: Mapping[str, Any], source: Source) -> str:
     """The row's own id (column `id`), else its place."""
     own = row.get("id")
-    return str(own) if isinstance(own, str | int) and str(own) else str(source)
+    if isinstance(own, str | int) and str(own):
+        return str(own).encode("utf-8", "backslashreplace").decode()  # an id may be anything that can be written
+    return str(source)
 
 
 def _message(item: Any, label: str, source: Source) -> Message:

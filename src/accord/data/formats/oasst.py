@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from accord.data.formats.base import FORMATS, Format, LeftOut, string
+from accord.data.formats.base import FORMATS, Format, LeftOut, places, string
 from accord.errors import RowError
 from accord.types import Message, Ranking, Record, Source
 
@@ -73,9 +73,8 @@ def _below(node: Any, path: tuple[Message, ...], source: Source) -> Iterator[Rec
         and reply.get("review_result") is not False
     ]
     if message.role == "user" and len(ranked) > 1:
-        order = sorted({reply["rank"] for reply in ranked})
         texts = tuple((_message(reply, source),) for reply in ranked)
-        yield Ranking(path, texts, tuple(order.index(reply["rank"]) for reply in ranked), source)
+        yield Ranking(path, texts, places([reply["rank"] for reply in ranked], source), source)
     for reply in replies:
         yield from _below(reply, path, source)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accord.data.formats.base import FORMATS, Format, complete, content, items
+from accord.data.formats.base import FORMATS, Format, complete, content, items, places
 from accord.data.formats.hh import is_transcript, parse_prompt
 from accord.errors import RowError
 from accord.types import Content, Ranking, Record, Source
@@ -41,16 +41,13 @@ def _ranking(stated: Content, texts: Sequence[Any], ranks: Sequence[Any], source
     if len(texts) != len(ranks):
         what = f"{len(texts)} completions but {len(ranks)} ranks."
         raise RowError(what, where=str(source), fix="Give every completion its rank; equal ranks are a tie.")
-    if any(isinstance(rank, bool) or not isinstance(rank, int | float) or rank != rank for rank in ranks):
-        what = f"Ranks must be numbers, not {list(ranks)!r:.60}."
-        raise RowError(what, where=str(source), fix="Write e.g. [0, 1, 1, 2]; the smallest is the best.")
+    numbered = places(ranks, source)
     read = [complete(stated, content({"completions": text}, "completions", source)) for text in texts]
     if len({prompt for prompt, _ in read}) > 1:
         what = "The completions do not belong to the same prompt."
         raise RowError(what, where=str(source), fix="Give all as plain text, or all as messages after one prompt.")
-    order = sorted(set(ranks))
     prompt = read[0][0] if read else stated
-    return Ranking(prompt, tuple(text for _, text in read), tuple(order.index(rank) for rank in ranks), source)
+    return Ranking(prompt, tuple(text for _, text in read), numbered, source)
 
 
 FORMATS.add("ranking", Format(("prompt", "completions", "ranks"), "Ranking", read))

@@ -8,10 +8,11 @@ aspects, loses the overall rating, is left out of the ranking, and is counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite, nan
 from statistics import fmean
 from typing import Any
 
-from accord.data.formats.base import FORMATS, Format, LeftOut, items, number, string, user_turn
+from accord.data.formats.base import FORMATS, Format, LeftOut, items, number, places, string, user_turn
 from accord.data.formats.comparisons import answer, compared
 from accord.data.formats.trl import preference_sides
 from accord.errors import RowError
@@ -52,8 +53,7 @@ def read(row: Row, source: Source) -> list[Record | LeftOut]:
         else:
             found.append(LeftOut(f"Completion {k} has no rating."))
     if len(ranked) > 1:
-        order = sorted({score for score, _ in ranked}, reverse=True)
-        ranks = tuple(order.index(score) for score, _ in ranked)
+        ranks = places([-score for score, _ in ranked], source)
         found.append(Ranking(prompt, tuple(text for _, text in ranked), ranks, source))
     return found
 
@@ -67,8 +67,10 @@ def _aspects(annotations: Row, source: Source) -> dict[str, float]:
         try:
             ratings[aspect] = float(value)
         except (TypeError, ValueError):
+            ratings[aspect] = nan
+        if not isfinite(ratings[aspect]):
             what = f"The rating of {aspect!r} must be a number or N/A, not {value!r:.40}."
-            raise RowError(what, where=str(source), fix="Mend or remove the row.") from None
+            raise RowError(what, where=str(source), fix="Mend or remove the row.")
     return ratings
 
 
