@@ -99,7 +99,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_error(error: OSError, path: Path) -> ResourceError | None:
-    """The ResourceError that explains `error`, raised while `path` was written; None if it is of another kind."""
+    """The ResourceError that explains `error`, raised while `path` was in use; None if it is of another kind."""
     if error.errno in _FULL:
         free = shutil.disk_usage(_existing(path)).free
         return ResourceError(
@@ -108,8 +108,8 @@ def disk_error(error: OSError, path: Path) -> ResourceError | None:
             fix="Free some space, then run the same command with --resume.",
         )
     if error.errno in _REFUSED:
-        fix = "Choose another directory with --out."
-        return ResourceError(f"Cannot write here: {error.strerror}.", where=str(error.filename or path), fix=fix)
+        fix = "Check its rights, or choose another place."
+        return ResourceError(f"{error.strerror}.", where=str(path), fix=fix)
     return None
 
 

@@ -144,3 +144,10 @@ def test_kept_and_dropped_add_up_and_what_is_kept_is_sound(tmp_path: Path, rows:
     again = check(str(new))
     assert not again.has_errors
     assert [finding.rule for finding in again.findings if RULES[finding.rule].action == "drop"] == []
+
+
+def test_two_ratings_of_one_answer_are_two_records(tmp_path: Path) -> None:
+    rated = {"prompt": "p", "completion": "c", "ratings": {"truth": 3}}
+    spec = write(tmp_path / "old.jsonl", rated, rated | {"ratings": {"truth": 1}}, rated)
+    check(spec, fix=tmp_path / "new.jsonl")
+    assert [row["ratings"]["truth"] for row in rows_of(tmp_path / "new.jsonl")] == [3, 1]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from accord.cli import run
 from accord.cli.check import check
 from accord.cli.data import show
-from accord.errors import ConfigError, EmptyDataError, RowError
+from accord.errors import ConfigError, RowError
 from accord.models.tiny import save_tiny
 
 PAIR = {"prompt": "Name a bird.", "chosen": "A wren.", "rejected": "A trout.", "margin": 1.5}
@@ -78,7 +79,7 @@ def test_show_uses_the_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Ranking" in capsys.readouterr().out
     with pytest.raises(RowError, match="demonstrations are wanted"):
         show(spec, kind="demonstrations")
-    with pytest.raises(EmptyDataError):
+    with pytest.raises(ConfigError, match="shows nothing"):
         show(spec, rows=0)
 
 
@@ -138,3 +139,23 @@ def test_show_prints_prompts_and_labelled_completions_as_tokens(
     out = capsys.readouterr().out
     assert "prompt: 50 tokens, the last 40" in out
     assert "completion: 3 tokens, 3 with loss, stop token trained" in out  # two bytes and the stop token
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ("mix --data {0}=1 --out {1} --rows -5", "--rows"),
+        ("mix --data {0}=1 --out {1} --rows 0", "--rows"),
+        ("mix --data {0}=1 --out {1} --seed -1", "--seed"),
+        ("split --data {2} --out {1}", "{2}: There is no row to read."),
+        ("show --data {0} --rows -1", "--rows"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, where: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    data = write(tmp_path, PAIR)
+    places = (data, tmp_path / "out.jsonl", tmp_path / "empty.jsonl")
+    assert run(["data", *words.format(*places).split()]) == 1
+    assert capsys.readouterr().err.startswith(where.format(*places))

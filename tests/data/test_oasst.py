@@ -99,6 +99,8 @@ def test_what_is_left_out_does_not_stop_training_and_is_listed(tmp_path: Path) -
     assert len(loaded.records) == 2
     assert loaded.rows == 2
     assert [place.line for place in loaded.dropped["left-out"]] == [1, 1, 2]
+    told = f"2 records from 2 rows; parts left out: 3 ({path}:1, {path}:1, {path}:2)"
+    assert loaded.summary() == told, "the first row gave its records, so it was not dropped"
     report = check(str(path), "preferences")
     assert not report.has_errors
     assert {finding.rule: finding.count for finding in report.findings}["left-out"] == 3

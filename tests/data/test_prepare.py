@@ -193,7 +193,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     data = write(tmp_path / "in.jsonl", [TIE, EMPTY])
     with pytest.raises(EmptyDataError, match="No row is left"):
         convert(data, tmp_path / "out.jsonl")
-    with pytest.raises(EmptyDataError, match="part of 0 rows would be empty"):
+    with pytest.raises(EmptyDataError, match="part would be empty; 2 rows: 0 kept, 2 dropped"):
         split(data, tmp_path / "parts")
     with pytest.raises(RunError, match="JSON lines"):
         convert(data, tmp_path / "out.csv")
@@ -393,6 +393,19 @@ def test_near_repetitions_are_alike_in_every_text(tmp_path: Path) -> None:
     assert lines(tmp_path / "out.jsonl.changes")[0]["reasons"] == [f"Almost the same as {data}:1."]
     with pytest.raises(ConfigError, match="threshold"):
         dedup(data, tmp_path / "none.jsonl", 1.5)
+
+
+def test_the_same_prompt_with_another_answer_or_requirement_is_another_row(tmp_path: Path) -> None:
+    need = {"kind": "max_words", "count": 3}
+    rows = [
+        {"prompt": "2 + 2?", "answer": "4"},
+        {"prompt": "2 + 2?", "answer": "5"},
+        {"prompt": "2 + 2?", "requirements": [need]},
+        {"prompt": "2 + 2?", "requirements": [need | {"count": 4}]},
+    ]
+    data = write(tmp_path / "in.jsonl", [*rows, rows[0]])
+    changes = dedup(data, tmp_path / "out.jsonl")
+    assert (lines(tmp_path / "out.jsonl"), changes.causes) == (rows, Counter({"duplicate": 1}))
 
 
 @settings(max_examples=30)

@@ -54,9 +54,11 @@ def show(
         data: a file (.jsonl, .json, .csv, .parquet, also .gz), a directory or a hub id; NAME:SPLIT picks a split.
         model: a hub id, a directory or `starter`: print the tokens of this model.
         kind: show the records as this kind of training uses them.
-        rows: how many records to print.
+        rows: how many records to print, at least 1.
         max_tokens: cut as training with this limit would; the model's context if not given.
     """
+    if rows < 1:
+        raise ConfigError(f"--rows {rows} shows nothing.", where="--rows", fix="Ask for at least one: --rows 1")
     if max_tokens is not None and model is None:
         fix = "Add --model, e.g. --model starter"
         raise ConfigError("--max-tokens has no effect without a model.", where="--max-tokens", fix=fix)
@@ -80,7 +82,7 @@ def _first(data: str, kind: Kind | None, count: int) -> list[Record]:
     every: Iterator[Record] = (record for _, _, records in read_records(data, _tell) for record in records)
     records = list(islice(every, count))
     if not records:
-        raise EmptyDataError("There is no record to show.", where=data, fix="Ask for at least one row: --rows 1")
+        raise EmptyDataError("There is no record to show.", where=data, fix="Every row was left out, as said above.")
     return records
 
 

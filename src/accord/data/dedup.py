@@ -9,9 +9,9 @@ from accord.data.convert import good_rows
 from accord.data.minhash import NearDuplicates
 from accord.data.problems import Problem
 from accord.data.split import without_format
-from accord.data.usable import completions, prompt_of, squash
+from accord.data.usable import completions, prompt_of, said, squash
 from accord.data.write import Changes, new_file
-from accord.types import LabelledCompletion, Ranking, RatedCompletion, Record, Source
+from accord.types import Record, Source
 
 __all__ = ["dedup"]
 
@@ -19,7 +19,8 @@ __all__ = ["dedup"]
 def dedup(spec: str, out: Path, near: float | None = None) -> Changes:
     """Write the rows of `spec` without repetitions to a new .jsonl file; the rows stay as they are.
 
-    Equal rows have the same texts (but for white space), in the same roles, with the same labels, ranks and ratings.
+    Equal rows have the same texts (but for white space), in the same roles, with the same labels, ranks, ratings,
+    answers and requirements.
     A pair whose sides are exchanged is a contradiction, not a repetition, and stays.
 
     Args:
@@ -66,21 +67,12 @@ class _Resembling:
 
 
 def _parts(records: list[Record]) -> list[tuple[str, str]]:
-    """Every text of a row with its role: prompt first, then the completions with what is said of them."""
+    """Every text of a row with its role: the prompt with what is said of all, then the completions."""
     parts = []
     for record in records:
-        parts.append((f"{type(record).__name__} prompt", squash(prompt_of(record))))
-        for k, (name, content) in enumerate(completions(record).items()):
-            parts.append((f"{name} {_said(record, k)}", squash(content)))
+        parts.append((f"{type(record).__name__} {said(record)}", squash(prompt_of(record))))
+        parts += [(name, squash(content)) for name, content in completions(record).items()]
     return parts
-
-
-def _said(record: Record, k: int) -> str:
-    if isinstance(record, Ranking):
-        return str(record.ranks[k])
-    if isinstance(record, LabelledCompletion):
-        return str(record.label)
-    return str(sorted(record.ratings.items())) if isinstance(record, RatedCompletion) else ""
 
 
 def _digest(records: list[Record]) -> bytes:

@@ -44,14 +44,19 @@ class LoadedData(Generic[T]):
     """Pairs that became labels."""
 
     def summary(self) -> str:
-        """One line: ``98 records from 100 rows; dropped 2: empty 2 (a.jsonl:3, a.jsonl:9)``."""
+        """One line: ``98 records from 100 rows; dropped 2: empty 2 (a.jsonl:3, a.jsonl:9)``.
+
+        What a format left out on purpose is counted by itself: the row it is part of may still give records.
+        """
         line = f"{len(self.records):,} records from {self.rows:,} rows"
         if self.converted:
             line += f"; of {self.converted:,} pairs the chosen completion counts as good, the rejected one as bad"
-        if not self.dropped:
-            return line
-        causes = [f"{rule} {len(places)} ({_places(places)})" for rule, places in self.dropped.items()]
-        return f"{line}; dropped {sum(map(len, self.dropped.values())):,}: {', '.join(causes)}"
+        dropped = {rule: places for rule, places in self.dropped.items() if rule != "left-out"}
+        if dropped:
+            causes = [f"{rule} {len(places)} ({_places(places)})" for rule, places in dropped.items()]
+            line += f"; dropped {sum(map(len, dropped.values())):,}: {', '.join(causes)}"
+        left_out = self.dropped.get("left-out", [])
+        return line + (f"; parts left out: {len(left_out):,} ({_places(left_out)})" if left_out else "")
 
 
 @overload

@@ -51,11 +51,15 @@ def mix(
         again: draw the rows of a data set that is too small for its share several times, all equally often but for one.
 
     Raises:
-        ConfigError: a weight that is not positive, or `again` without `rows`.
+        ConfigError: a weight that is not positive, `rows` under 1, a seed below 0, or `again` without `rows`.
         DataError: a data set is too small for its share, or part of `rows` rounds to none.
         RunError: the file exists.
     """
     weights = check_shares(weights)
+    if rows is not None and rows < 1:
+        raise ConfigError(f"A mixture of {rows} rows is none.", where="--rows", fix="Give 1 or more, or leave it out.")
+    if seed < 0:
+        raise ConfigError(f"A seed of {seed} is below 0.", where="--seed", fix="Give 0 or more.")
     if again and rows is None:
         raise ConfigError("Drawing rows again has no end by itself.", where="--again", fix="Say how many: --rows 1000")
     whole = Changes()

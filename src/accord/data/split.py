@@ -67,7 +67,9 @@ def split(spec: str, out: Path, test: float = 0.1, seed: int = 0) -> Parts:
                     side.write(row, source)
                     changes.keep()
         except EmptyDataError as error:
-            what = f"The {Path(error.where or '').stem} part of {changes.kept:,} rows would be empty."
+            if not changes.rows:
+                raise
+            what = f"The {Path(error.where or '').stem} part would be empty; {changes.summary()}."
             fix = "Give more rows, a --test nearer to 0.5, or another --seed."
             raise EmptyDataError(what, where=spec, fix=fix) from None
         changes.write(folder / "changes")

@@ -28,6 +28,7 @@ __all__ = [
     "labelled",
     "pairs",
     "prompt_of",
+    "said",
     "squash",
     "unusable",
     "usable",
@@ -124,6 +125,19 @@ def completions(record: Record) -> dict[str, Content]:
     if isinstance(record, Ranking):
         return {f"completion {k}": text for k, text in enumerate(record.completions, 1)}
     return {} if isinstance(record, Prompt) else {"completion": record.completion}
+
+
+def said(record: Record) -> str:
+    """What a record says of its texts: ranks, label or ratings; of a prompt, its answer and requirements."""
+    if isinstance(record, Ranking):
+        return str(record.ranks)
+    if isinstance(record, LabelledCompletion):
+        return str(record.label)
+    if isinstance(record, RatedCompletion):
+        return str(sorted(record.ratings.items()))
+    if isinstance(record, Prompt):
+        return str((record.answer, [(need.kind, sorted(need.options.items())) for need in record.requirements]))
+    return ""
 
 
 def prompt_of(record: Record) -> Content:

@@ -10,9 +10,9 @@ from accord.data.formats import read_row, split_format
 from accord.data.minhash import NearDuplicates
 from accord.data.problems import Problem
 from accord.data.sources import Row, read_rows
-from accord.data.usable import prompt_of
+from accord.data.usable import prompt_of, said
 from accord.errors import EmptyDataError, RowError
-from accord.types import Content, Prompt, Ranking, Source
+from accord.types import Content, Prompt, Source
 
 __all__ = ["Overlap", "Prompts", "Repeated"]
 
@@ -36,8 +36,8 @@ class Repeated(Rule):
                 if first != number:
                     what = f"Also the id of {self.places[first]}: {record.id!r}."
                     yield Problem("duplicate-id", item.source, what, "Number the prompts.")
-            told = record.ranks if isinstance(record, Ranking) else getattr(record, "label", None)
-            first = self.seen.setdefault(digest(repr((type(record).__name__, contents(record), told))), number)
+            whole = repr((type(record).__name__, contents(record), said(record)))
+            first = self.seen.setdefault(digest(whole), number)
             if first != number:
                 what = f"The same record as {self.places[first]}."
                 yield Problem("duplicate", item.source, what, "Remove one, or keep it as a weight.")
@@ -67,6 +67,7 @@ class Prompts(Rule):
     def end(self, report: CheckReport) -> None:
         if self.seen:
             report.figures["distinct prompts"] = f"{len(self.seen):,}"
+        _tell_forgotten(self.near, report, "prompts")
 
 
 class Overlap(Rule):
@@ -121,6 +122,12 @@ class Overlap(Rule):
     def end(self, report: CheckReport) -> None:
         for spec, count in self.counts.items():
             report.figures[f"compared with {spec}"] = f"{count:,} texts"
+        _tell_forgotten(self.near, report, "texts of --against")
+
+
+def _tell_forgotten(near: NearDuplicates[int], report: CheckReport, noun: str) -> None:
+    if near.forgotten:
+        report.figures[f"{noun} not compared for near repetition"] = f"the first {near.forgotten:,}"
 
 
 def _prompts(row: Row, source: Source, name: str | None) -> list[Content]:
