@@ -23,12 +23,12 @@ FLOAT32 = ("--set", "engine.precision=float32")
 class Job:
     """`accord ARGUMENTS` in a process of its own, with those that it starts."""
 
-    def __init__(self, arguments: Sequence[str], cache: Path) -> None:
+    def __init__(self, arguments: Sequence[str], cache: Path, directory: Path | None = None) -> None:
         environment = {**os.environ, "ACCORD_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"COLUMNS": "200", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
         command = [sys.executable, "-m", "accord", *arguments]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.process = subprocess.Popen(command, env=environment, **pipes)
+        self.process = subprocess.Popen(command, env=environment, cwd=directory, **pipes)
 
     def kill_worker(self, metrics: Path, lines: int, words: Sequence[str]) -> None:
         """Kill the last of the started processes whose command line holds `words`, once so many steps are logged."""
@@ -94,9 +94,16 @@ def test_settings_that_need_processes_are_refused_without(commands: Any, argumen
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra: ray)")
-def test_ray_restarts_a_job_that_lost_a_worker(arguments: Any, straight: Any, tmp_path: Path) -> None:
+def test_ray_restarts_a_job_that_lost_a_worker(
+    arguments: Any, straight: Any, data: dict[str, Path], tmp_path: Path
+) -> None:
+    """The data is named from the working directory, which Ray's workers do not share by themselves."""
+    toml = tmp_path / "data.toml"
+    toml.write_text(f'[data]\n"{data["sft"].name}" = 1.0\n')
     command = arguments("sft", tmp_path / "run", *FLOAT32, "--processes", "2", "--launcher", "ray")
-    job = Job(command, tmp_path / "cache")
+    at = command.index("--data")
+    command[at : at + 2] = ["--config", str(toml)]
+    job = Job(command, tmp_path / "cache", data["sft"].parent)
     job.kill_worker(tmp_path / "run" / "metrics.jsonl", 6, ["RayTrainWorker"])
     code, output = job.end()
     assert code == 0, output

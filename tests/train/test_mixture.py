@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -153,6 +154,25 @@ def test_training_on_a_mixture_is_training_on_the_mixed_file(
     other = commands.run(typed(arguments, runs["flags"], [f"{a}=2", f"{b}=0.9"], "--resume"))
     assert other.code == 1
     assert f"data.{b} was 1.0 and is 0.9" in other.output
+
+
+def test_a_killed_mixture_goes_on_to_the_same_bits(
+    commands: Any, arguments: Any, assert_same_run: Any, parts: tuple[str, str], tmp_path: Path
+) -> None:
+    """A checkpoint stands behind steps 5 and 10; the order in which the parts are named changes on the way."""
+    shares = [f"{parts[0]}=2", f"{parts[1]}=1"]
+    straight = commands.run(typed(arguments, tmp_path / "straight", shares))
+    assert straight.code == 0, straight.output
+    out, more = tmp_path / "run", ()
+    for step in (3, 7, 11):
+        command = typed(arguments, out, shares, *more)
+        killed = commands.run(command, metrics=out / "metrics.jsonl", lines=step, signal=signal.SIGKILL)
+        assert killed.code in (-signal.SIGKILL, 0), killed.output
+        shares.reverse()
+        more = ("--resume",)
+    finished = commands.run(typed(arguments, out, shares, "--resume"))
+    assert finished.code == 0, finished.output
+    assert_same_run(out, tmp_path / "straight")
 
 
 def test_a_plan_takes_the_same_data(commands: Any, tiny_llama: Path, parts: tuple[str, str]) -> None:

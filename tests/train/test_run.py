@@ -161,6 +161,21 @@ def test_other_data_is_refused(attempt: Any, started: Path, data: dict[str, Path
         assert (code, "The data has changed" in message) == (1, True), message
 
 
+def test_data_and_model_may_have_moved(
+    attempt: Any, started: Path, data: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """What they are counts, not what they are called."""
+    shutil.copy(data["sft"], tmp_path / "moved.jsonl")
+    shutil.copytree(tiny_llama, tmp_path / "elsewhere")
+    code, message = attempt("sft", started, "--resume", rows=tmp_path / "moved.jsonl", model=tmp_path / "elsewhere")
+    assert code == 0, message
+
+
+def test_a_taken_directory_is_refused_before_anything_is_read(attempt: Any, started: Path, tmp_path: Path) -> None:
+    code, message = attempt("sft", started, rows=tmp_path / "nowhere.jsonl")
+    assert (code, "already holds a run" in message) == (1, True), message
+
+
 def test_another_model_is_refused(attempt: Any, started: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", "llama", seed=1)
     code, message = attempt("sft", started, "--resume", model=other)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accord.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from accord.models.network import Network
     from accord.models.render import Renderer
@@ -84,12 +84,12 @@ def train(
     if processes is not None:
         return _start_job(recipe, options, processes, launcher)
     if "RANK" not in os.environ:
-        _train(recipe, **options)
+        _train(recipe, options)
         return 0
     from accord.engine.distributed import process_group
 
     with process_group():
-        _train(recipe, **options)
+        _train(recipe, options)
     return 0
 
 
@@ -106,17 +106,9 @@ def _start_job(recipe: str, options: dict[str, Any], processes: int, launcher: s
         raise ConfigError("This process is one of a job already.", where=f"--processes {processes}", fix=fix)
     if launcher == "ray":
         Run(options["out"]).require_free(resume=options["resume"])
-        places = {"model": _absolute(options["model"]), "data": tuple(map(_absolute, options["data"]))}
-        files = {name: options[name].absolute() for name in ("out", "config", "deepspeed") if options[name]}
-        command = _command(recipe, options | places | files | {"resume": True})
+        command = _command(recipe, options | {"resume": True})
         return launch.on_ray(run, command, processes, options["out"])
     return launch.on_this_machine(_command(recipe, options), processes)
-
-
-def _absolute(word: str) -> str:
-    """PATH or PATH=WEIGHT as it reads in another working directory; what names no path stays as it is."""
-    path = word if Path(word).exists() else word.rpartition("=")[0]
-    return f"{Path(path).absolute()}{word[len(path) :]}" if path and Path(path).exists() else word
 
 
 def _command(recipe: str, options: dict[str, Any]) -> list[str]:
@@ -132,7 +124,32 @@ def _command(recipe: str, options: dict[str, Any]) -> list[str]:
     return words
 
 
-def _train(
+def _train(recipe: str, options: Mapping[str, Any]) -> None:
+    """Train in this process, from data or online."""
+    from accord.train import Run, is_online
+    from accord.train.deepspeed import read_deepspeed
+
+    if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun
+        Run(options["out"]).require_free(resume=options["resume"])
+    given = dict(options)
+    deepspeed, base = given.pop("deepspeed"), {}
+    if deepspeed:
+        base, idle = read_deepspeed(deepspeed)
+        if idle:
+            print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
+    if is_online(recipe):
+        from accord.cli.online import train_online
+
+        train_online(recipe, **given, base=base)
+        return
+    for name in ("reward", "sampler"):
+        if given.pop(name):
+            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
+            raise ConfigError(what, where=f"--{name}", fix="Leave it out, or use an online recipe, such as grpo.")
+    _train_on_data(recipe, **given, base=base)
+
+
+def _train_on_data(
     recipe: str,
     *,
     model: str,
@@ -143,33 +160,15 @@ def _train(
     lora: bool,
     resume: bool,
     skip_bad: bool,
-    deepspeed: Path | None,
-    reward: tuple[str, ...],
-    sampler: str | None,
+    base: Mapping[str, Any],
 ) -> None:
     from accord.cli.examples import Examples, settings_of
     from accord.engine.memory import touch_ahead
     from accord.losses import LabelConfig
     from accord.models.starter import STARTER, starter_directory
-    from accord.train import bind_loss, is_online, view_of
-    from accord.train.deepspeed import read_deepspeed
+    from accord.train import bind_loss, view_of
     from accord.types import LabelledCompletion
 
-    base: dict[str, Any] = {}
-    if deepspeed:
-        base, idle = read_deepspeed(deepspeed)
-        if idle:
-            print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
-    if is_online(recipe):
-        from accord.cli.online import train_online
-
-        given: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
-        train_online(recipe, **given, resume=resume, skip_bad=skip_bad, reward=reward, sampler=sampler, base=base)
-        return
-    for flag, value in (("--reward", reward), ("--sampler", sampler)):
-        if value:
-            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
-            raise ConfigError(what, where=flag, fix="Leave it out, or use an online recipe, such as grpo.")
     settings = settings_of(recipe, data, config, set, base, lora=lora)
     view = view_of(settings)
     if not settings.lora and not settings.reward_model.frozen_layers:

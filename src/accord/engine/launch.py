@@ -11,6 +11,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def on_ray(run: Callable[[Sequence[str]], int], arguments: Sequence[str], proces
     """Run `run(arguments)` as a Ray Train job of `processes` workers; a lost worker restarts the job up to three times.
 
     Args:
-        run: an importable function that returns an exit code.
+        run: an importable function that returns an exit code; it runs in this process's working directory, where the
+            machine of the worker has that.
         arguments: of a command that goes on from its last checkpoint when it is run again.
         out: the run's directory, which every machine of the cluster must see; Ray's own files go to `out`/ray.
 
@@ -97,7 +99,7 @@ def on_ray(run: Callable[[Sequence[str]], int], arguments: Sequence[str], proces
     gpu = torch.cuda.is_available()
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"run": run, "arguments": list(arguments)},
+        train_loop_config={"run": run, "arguments": list(arguments), "directory": str(Path.cwd())},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=gpu),
         run_config=ray.train.RunConfig(
@@ -113,6 +115,8 @@ def on_ray(run: Callable[[Sequence[str]], int], arguments: Sequence[str], proces
 
 def _ray_worker(settings: dict[str, Any]) -> int:
     os.environ[LAUNCHED] = "1"
+    with suppress(OSError):  # a machine without it finds what is named from the root
+        os.chdir(settings["directory"])
     try:
         return int(settings["run"](settings["arguments"]))
     except SystemExit as stop:

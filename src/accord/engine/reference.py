@@ -33,6 +33,7 @@ def attach_reference(
     trees: Sequence[Tree],
     cache: Path,
     on_progress: Callable[[int, int], None],
+    weights: str | None = None,
 ) -> list[Tree]:
     """The same trees, branches and controls, with reference log-probabilities of `engine`'s network as it is now.
 
@@ -41,10 +42,11 @@ def attach_reference(
         cache: an SQLite file, made if need be.
         on_progress: called with (trees, tokens) as they are done; cached ones count no tokens, and the control branches
             of a tree count as a tree of their own.
+        weights: the network's fingerprint, if it is known: hashing large weights takes seconds.
     """
     controlled = [index for index, tree in enumerate(trees) if tree.controls]
     everything = [*trees, *(control_tree(trees[index]) for index in controlled)]
-    done = _with_reference(engine, _model_key(engine), everything, cache, on_progress)
+    done = _with_reference(engine, _model_key(engine, weights), everything, cache, on_progress)
     attached = done[: len(trees)]
     for index, controls in zip(controlled, done[len(trees) :], strict=True):
         attached[index] = replace(attached[index], controls=controls.branches)
@@ -57,10 +59,11 @@ class Reference:
     Args:
         engine: of the network before training.
         cache: an SQLite file, made if need be.
+        weights: the network's fingerprint, if it is known.
     """
 
-    def __init__(self, engine: Engine, cache: Path) -> None:
-        self.engine, self.cache, self.key = engine, cache, _model_key(engine)
+    def __init__(self, engine: Engine, cache: Path, weights: str | None = None) -> None:
+        self.engine, self.cache, self.key = engine, cache, _model_key(engine, weights)
 
     def compute(self, trees: Sequence[Tree]) -> int:
         """Put what is missing into the cache; returns how many tokens had to be computed."""
@@ -112,11 +115,11 @@ def _with_reference(
     return [_attach(tree, found[key]) for key, tree in zip(keys, trees, strict=True)]
 
 
-def _model_key(engine: Engine) -> str:
+def _model_key(engine: Engine, weights: str | None) -> str:
     template = str(engine.network.tokenizer.chat_template or "")
     digest = hashlib.blake2b(template.encode(), digest_size=16).hexdigest()
     temperature = engine.network.temperature if isinstance(engine.network, Policy) else 1.0
-    return f"{engine.network.fingerprint()}:{digest}:{engine.dtype}:{temperature}"
+    return f"{weights or engine.network.fingerprint()}:{digest}:{engine.dtype}:{temperature}"
 
 
 @contextmanager

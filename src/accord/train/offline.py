@@ -57,14 +57,16 @@ def train(network: Network, trees: Trees, config: TrainConfig, run: Run, *, stag
     network.noise = config.neftune_alpha
     engine = Engine(network, config.engine, config.optimizer)
     streamed = trees if isinstance(trees, StreamedTrees) and view.reference else None
-    reference = _streamed_reference(engine, streamed, config) if streamed is not None else None
+    # What `run` knows is the hash of the weights before they were put into 4 bits.
+    weights = None if config.lora and config.lora.quantise else run.weights
+    reference = _streamed_reference(engine, streamed, config, weights) if streamed is not None else None
     if not isinstance(trees, StreamedTrees):
         if view.kind == "labels":
             trees = share_prompts(trees)
         if view.controls:
             trees = with_controls(trees, config.seed, config.max_tokens or network.context)
         if view.reference:
-            trees = _with_reference(engine, trees)
+            trees = _with_reference(engine, trees, weights)
     heldout: list[Tree] = []
     if config.validation.share:
         trees, heldout = hold_out(trees, config.validation.share, config.seed)
@@ -108,9 +110,9 @@ def _order(seed: int, epoch: int, rows: int) -> IntArray:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def _streamed_reference(engine: Engine, trees: StreamedTrees, config: TrainConfig) -> Reference:
+def _streamed_reference(engine: Engine, trees: StreamedTrees, config: TrainConfig, weights: str | None) -> Reference:
     """With LoRA the reference stays at hand, and each step asks it. Without, it is asked now about every row in use."""
-    reference = Reference(engine, cache_directory() / "reference.sqlite")
+    reference = Reference(engine, cache_directory() / "reference.sqlite", weights)
     if config.lora:
         return reference
     rows = np.sort(_order(config.seed, 0, len(trees))[: total_steps(len(trees), config) * config.batch_size])
@@ -127,8 +129,12 @@ def _streamed_reference(engine: Engine, trees: StreamedTrees, config: TrainConfi
     return reference
 
 
-def _with_reference(engine: Engine, trees: Sequence[Tree]) -> Sequence[Tree]:
+def _with_reference(engine: Engine, trees: Sequence[Tree], weights: str | None) -> Sequence[Tree]:
     cache = cache_directory() / "reference.sqlite"
     total = sum(1 + bool(tree.controls) for tree in trees)
     with Progress("Reference", total, unit="tokens", quiet=rank() > 0) as progress:
-        return attach_reference(engine, trees, cache, lambda count, tokens: progress.advance(count, work=tokens))
+
+        def done(count: int, tokens: int) -> None:
+            progress.advance(count, work=tokens)
+
+        return attach_reference(engine, trees, cache, done, weights)

@@ -35,6 +35,8 @@ class Run:
     """A run directory that belongs to one configuration, one model and one data set."""
 
     directory: Path
+    weights: str | None = None
+    """The hash of the model that is to be trained, where `open` was told (`Network.fingerprint`)."""
 
     @classmethod
     def open(cls, directory: Path, config: Config, facts: Mapping[str, Any], *, resume: bool) -> Run:
@@ -43,7 +45,8 @@ class Run:
         Raises:
             RunError: the directory is taken; or it is to be resumed and settings, model or data are not the same.
         """
-        run = cls(directory)
+        model = facts["model"]
+        run = cls(directory, model["hash"] if isinstance(model, Mapping) else None)
         if rank() == 0:
             run._take(config, facts, resume=resume)
         gather(None)  # the others go on once it is taken
@@ -108,9 +111,14 @@ class Run:
         if changed:
             raise RunError(f"The settings have changed: {'; '.join(changed)}.", where=str(self.directory), fix=fix)
         for key in _IDENTITY:
-            if old[key] != facts[key]:
+            if _nameless(old[key]) != _nameless(facts[key]):
                 what = f"The {key} has changed since the run was started."
                 raise RunError(what, where=str(self.directory), fix=fix)
+
+
+def _nameless(fact: Any) -> Any:
+    """What decides whether two are the same: the hash, not what a file was called."""
+    return {key: value for key, value in fact.items() if key != "name"} if isinstance(fact, Mapping) else fact
 
 
 def provenance(network: Network, model: str, data: str, trees: Trees, seed: int) -> dict[str, Any]:
