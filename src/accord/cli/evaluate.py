@@ -50,13 +50,16 @@ def compare(
     from accord.data.load import load
 
     _require_new(out)
-    prompts = load(data, "prompts", limit).records
+    loaded = load(data, "prompts", limit)
+    prompts = loaded.records
+    print(loaded.summary())
 
-    from accord.evaluate.answers import answer, answer_trees, divergences, paired_outcomes, scores
+    from accord.evaluate.answers import answer, divergences, judged_trees, paired_outcomes, scores
     from accord.evaluate.compare import compare as reduce
     from accord.evaluate.report import Report, write_report
     from accord.evaluate.report.record import summary
     from accord.models.load import load_policy, load_reward_model
+    from accord.models.render import signature
     from accord.sampling.request import SamplingConfig
 
     config = SamplingConfig.build(parse_assignments(set), where="--set")
@@ -64,17 +67,18 @@ def compare(
     before = answer(old, prompts, config, seed, "Answers before")
     new = load_policy(model)
     after = answer(new, prompts, config, seed, "Answers after")
-    measured = config.temperature == 1.0 and config.top_p == 1.0 and config.top_k == 0
-    kl = divergences(old, prompts, after, "KL from baseline") if measured else None
+    alike = signature(old.tokenizer)[0] == signature(new.tokenizer)[0]
+    kl = divergences(old, prompts, after, "KL from baseline") if alike and not config.shaped else None
     rewards = None
     if reward_model is not None:
         judge = load_reward_model(reward_model)
-        both = [scores(judge, answer_trees(old, prompts, answers), "Rewards") for answers in (before, after)]
+        asked = [judged_trees(judge, *each) for each in ((old, prompts, before), (new, prompts, after))]
+        both = [scores(judge, trees, "Rewards") for trees in asked]
         rewards = [(first[0], second[0]) for first, second in zip(*both, strict=True)]
     result = reduce(paired_outcomes(prompts, before, after, rewards=rewards, divergence=kl))
     reasons = {
         "reward": "" if rewards else "no --reward-model was given",
-        "kl": "" if measured else "answers were not sampled at temperature 1 from the whole distribution",
+        "kl": _why_no_kl(alike=alike, shaped=config.shaped),
         "requirements": "" if result.requirements else "the prompts carry no requirements",
     }
     report = Report(
@@ -89,6 +93,12 @@ def compare(
     )
     write_report(out, report)
     print(f"{summary(report)}\nReport: {out / 'report.html'}")
+
+
+def _why_no_kl(*, alike: bool, shaped: bool) -> str:
+    if not alike:
+        return "the two models have different tokenizers"
+    return "answers were not sampled at temperature 1 from the whole distribution" if shaped else ""
 
 
 def reward(

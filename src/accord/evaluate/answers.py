@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,16 +12,28 @@ from accord.engine.engine import Engine, EngineConfig
 from accord.errors import DataError
 from accord.evaluate.compare import PairedOutcome
 from accord.models.network import Policy, RewardModel
-from accord.models.render import Renderer, sampled_tree
+from accord.models.render import Renderer, sampled_tree, signature
 from accord.models.trees import Tree
 from accord.sampling.local import LocalSampler
 from accord.sampling.request import SamplingConfig, requests_for
 from accord.tracking import Progress
-from accord.types import Completion, Prompt
+from accord.types import Completion, Content, Demonstration, Message, Prompt
 
-__all__ = ["answer", "answer_trees", "complete", "divergences", "paired_outcomes", "scores"]
+__all__ = [
+    "answer",
+    "answer_trees",
+    "complete",
+    "divergences",
+    "in_chunks",
+    "judged_trees",
+    "paired_outcomes",
+    "scores",
+]
 
-_CHUNK = 32
+_CHUNK = 64
+"""Trees that the engine is given at once, so that progress shows."""
+
+T = TypeVar("T")
 
 
 def answer(
@@ -54,6 +67,29 @@ def answer_trees(policy: Policy, prompts: Sequence[Prompt], answers: Sequence[Co
     return [sampled_tree(renderer.prompt(p.content, p.source), [each], (0,), p.source) for p, each in pairs]
 
 
+def judged_trees(
+    judge: RewardModel, policy: Policy, prompts: Sequence[Prompt], answers: Sequence[Completion]
+) -> list[Tree]:
+    """Each prompt with its answer as the judge reads it.
+
+    In the sampler's own tokens where policy and judge have the same tokenizer and template, else rendered anew.
+
+    Raises:
+        RowError: a prompt is longer than the judge's context.
+    """
+    if signature(judge.tokenizer) == signature(policy.tokenizer):
+        return answer_trees(policy, prompts, answers)
+    renderer = Renderer(judge)
+    return [
+        renderer.tree(Demonstration(prompt.content, _as_content(each.text, prompt), prompt.source))
+        for prompt, each in zip(prompts, answers, strict=True)
+    ]
+
+
+def _as_content(text: str, prompt: Prompt) -> Content:
+    return text if isinstance(prompt.content, str) else (Message("assistant", text),)
+
+
 def divergences(baseline: Policy, prompts: Sequence[Prompt], answers: Sequence[Completion], stage: str) -> list[float]:
     """Σ (log π_candidate − log π_baseline) over each answer of the candidate, in nats.
 
@@ -62,21 +98,27 @@ def divergences(baseline: Policy, prompts: Sequence[Prompt], answers: Sequence[C
     """
     if any(each.temperature != 1.0 for each in answers):
         raise DataError("KL is measured on samples at temperature 1 only.", fix="Sample with temperature = 1.")
-    said = _forward(Engine(baseline, EngineConfig()), answer_trees(baseline, prompts, answers), stage)
+    engine = Engine(baseline, EngineConfig())
+    said = in_chunks(engine.forward, answer_trees(baseline, prompts, answers), stage)
     return [
         float(np.sum(each.raw_logprobs, dtype=np.float64) - np.sum(values, dtype=np.float64))
-        for each, values in zip(answers, said, strict=True)
+        for each, (values,) in zip(answers, said, strict=True)
     ]
 
 
 def scores(reward_model: RewardModel, trees: Sequence[Tree], stage: str) -> list[list[float]]:
     """The score of every branch of every tree."""
+    said = in_chunks(Engine(reward_model, EngineConfig()).forward, trees, stage)
+    return [[float(branch[0]) for branch in answers] for answers in said]
+
+
+def in_chunks(forward: Callable[[Sequence[Tree]], Sequence[T]], trees: Sequence[Tree], stage: str) -> list[T]:
+    """What `forward` says of each tree, a few at a time, with visible progress."""
+    rows: list[T] = []
     with Progress(stage, len(trees), unit="tokens") as progress:
-        engine = Engine(reward_model, EngineConfig())
-        rows: list[list[float]] = []
         for start in range(0, len(trees), _CHUNK):
             chunk = trees[start : start + _CHUNK]
-            rows += [[float(branch[0]) for branch in answers] for answers in engine.forward(chunk)]
+            rows += forward(chunk)
             progress.advance(len(chunk), work=sum(map(len, chunk)))
     return rows
 
@@ -111,13 +153,3 @@ def paired_outcomes(
             )
         )
     return outcomes
-
-
-def _forward(engine: Engine, trees: Sequence[Tree], stage: str) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    with Progress(stage, len(trees), unit="tokens") as progress:
-        rows = []
-        for start in range(0, len(trees), _CHUNK):
-            chunk = trees[start : start + _CHUNK]
-            rows += [answers[0] for answers in engine.forward(chunk)]
-            progress.advance(len(chunk), work=sum(map(len, chunk)))
-    return rows

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from accord.engine.engine import Engine, EngineConfig
 from accord.errors import DataError, ModelError
-from accord.evaluate.answers import scores
+from accord.evaluate.answers import in_chunks, scores
 from accord.evaluate.reward import EnsembleReport, RewardReport, evaluate_ensemble, evaluate_rewards
 from accord.evaluate.reward_ratings import AttributeReport, evaluate_attribute
 from accord.models.ensemble import RewardEnsemble
@@ -18,13 +18,9 @@ from accord.models.network import RewardModel
 from accord.models.render import Renderer
 from accord.models.trees import Tree
 from accord.stats.agreement import Agreement
-from accord.tracking import Progress
 from accord.types import PreferencePair, Ranking, RatedCompletion, Source
 
 __all__ = ["ScoredPairs", "rate", "score_pairs"]
-
-_CHUNK = 64
-"""Completions that are scored together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +128,9 @@ def rate(
 
 def _predicted(model: RewardModel, trees: Sequence[Tree], stage: str) -> NDArray[np.float64]:
     """Predicted ratings in the units of the data: [completions, attributes]."""
-    engine, rows = Engine(model, EngineConfig()), []
-    with Progress(stage, len(trees), unit="tokens") as progress:
-        for start in range(0, len(trees), _CHUNK):
-            chunk = trees[start : start + _CHUNK]
-            said = engine.forward_statistics(chunk, frozenset({"ratings"}))
-            rows += [branch["ratings"] for tree in said for branch in tree]
-            progress.advance(len(chunk), work=sum(map(len, chunk)))
+    engine = Engine(model, EngineConfig())
+    said = in_chunks(lambda chunk: engine.forward_statistics(chunk, frozenset({"ratings"})), trees, stage)
+    rows = [branch["ratings"] for answers in said for branch in answers]
     means, stds = ([getattr(each, name) for each in model.attributes] for name in ("mean", "std"))
     predicted_RA: NDArray[np.float64] = np.array(rows, np.float64) * stds + means
     return predicted_RA

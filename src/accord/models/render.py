@@ -6,6 +6,7 @@ of the completion belongs to the completion. Sampled tokens are never encoded ag
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +30,7 @@ from accord.types import (
     Source,
 )
 
-__all__ = ["Renderer", "sampled_tree"]
+__all__ = ["Renderer", "sampled_tree", "signature"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -278,6 +279,13 @@ def sampled_tree(
     tokens = [np.array(completion.token_ids, dtype=np.int64) for completion in completions]
     branches = tuple(Branch(each, np.ones(len(each), dtype=np.bool_)) for each in tokens)
     return Tree(prompt_ids, branches, ranks, source=source)
+
+
+def signature(tokenizer: Any) -> tuple[str, str]:
+    """What decides the tokens of a text: the tokenizer's vocabulary with its rules, and its chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return vocabulary, str(tokenizer.chat_template or "")
 
 
 def _at(source: Source | None) -> str | None:

@@ -44,7 +44,7 @@ def reward_model(config: RewardModelRewardConfig, tokenizer: Any) -> RewardFunct
     from accord.engine.engine import Engine, EngineConfig
     from accord.errors import ModelError
     from accord.models.load import load_reward_model
-    from accord.models.render import Renderer
+    from accord.models.render import Renderer, signature
 
     network = load_reward_model(config.model, chat_template=read_template(config.chat_template))
     if not any(bool(weights.any()) for weights in network.head.parameters()):
@@ -52,7 +52,7 @@ def reward_model(config: RewardModelRewardConfig, tokenizer: Any) -> RewardFunct
         raise ModelError("This model has no trained score head.", where=f"reward_model {config.model}", fix=fix)
     renderer = Renderer(network, config.max_tokens)
     engine = Engine(network, EngineConfig())
-    same = tokenizer is not None and _signature(tokenizer) == _signature(network.tokenizer)
+    same = tokenizer is not None and signature(tokenizer) == signature(network.tokenizer)
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Outcome]:
         outcomes: list[Outcome] = [Failed("the completion is empty")] * len(completions)
@@ -96,10 +96,6 @@ def _tree(renderer: Renderer, prompt: Prompt, completions: Sequence[Completion],
     plain = isinstance(prompt.content, str)
     contents: tuple[Content, ...] = texts if plain else tuple((Message("assistant", text),) for text in texts)
     return renderer.tree(Ranking(prompt.content, contents, ranks, prompt.source))
-
-
-def _signature(tokenizer: Any) -> tuple[str, str | None]:
-    return tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
 
 
 REWARDS.add("reward_model", RewardKind(RewardModelRewardConfig, reward_model))

@@ -114,7 +114,7 @@ class VLLMSampler:
                 fix = "Start with the model's first token."
                 raise DataError("This prompt has no tokens.", where=request.where, fix=fix)
         self._verify()
-        if self._processed is None and any(map(_shaped, settings)):
+        if self._processed is None and any(each.shaped for each in settings):
             self._processed = self._answers_processed()
         pairs = list(zip(requests, settings, strict=True))
         completions = _concurrently(lambda pair: self._complete(*pair), pairs, self._workers, on_finish)
@@ -181,7 +181,7 @@ class VLLMSampler:
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Log-probabilities of the sampling distribution, and the model's. vLLM tells one kind; the other may cost a
         second look at the completion."""
-        if not _shaped(settings):
+        if not settings.shaped:
             return told, told
         greedy = settings.temperature == 0
         if not self._processed:
@@ -283,12 +283,6 @@ def _standard(settings: SamplingConfig, seed: int) -> dict[str, Any]:
     if settings.logit_bias:
         body["logit_bias"] = {str(token): number for token, number in settings.logit_bias.items()}
     return body
-
-
-def _shaped(settings: SamplingConfig) -> bool:
-    """Whether the sampling distribution is another than the model's."""
-    plain = settings.temperature == 1 and settings.top_p == 1 and not settings.top_k and not settings.min_p
-    return not plain or bool(settings.logit_bias)
 
 
 def _stop_reason(choice: Mapping[str, Any], url: str) -> StopReason:

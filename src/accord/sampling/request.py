@@ -44,6 +44,12 @@ class SamplingConfig(Config):
     max_batch: int = Field(64, gt=0)
     """Completions that are extended together. More need more memory."""
 
+    @property
+    def shaped(self) -> bool:
+        """Whether tokens are drawn from another distribution than the model's own."""
+        plain = self.temperature == 1 and self.top_p == 1 and not self.top_k and not self.min_p
+        return not plain or bool(self.logit_bias)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -32,7 +32,7 @@ from accord.data.usable import Kind
 from accord.engine.distributed import rank
 from accord.errors import RowError
 from accord.files import disk_errors
-from accord.models.render import Renderer
+from accord.models.render import Renderer, signature
 from accord.models.starter import cache_directory
 from accord.models.trees import Branch, Tree
 from accord.tracking import Progress
@@ -149,15 +149,12 @@ class StreamedTrees:
     def _key(self) -> str:
         """Everything that decides what a row becomes: the data, the tokenizer, the limits, and our own code."""
         renderer = self.renderer
-        backend = getattr(renderer.tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend else json.dumps(renderer.tokenizer.get_vocab(), sort_keys=True)
         state = hashlib.blake2b(digest_size=16)
         for part in (
             self.rows.hash,
             self.kind,
             self.name or "",
-            vocabulary,
-            str(renderer.tokenizer.chat_template or ""),
+            *signature(renderer.tokenizer),
             repr((renderer.max_tokens, renderer.stop_ids.tolist(), renderer.tokenizer.eos_token_id)),
             _code(),
         ):
