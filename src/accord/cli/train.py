@@ -132,8 +132,8 @@ def _train(recipe: str, options: Mapping[str, Any]) -> None:
     if os.environ.get("RANK", "0") == "0":  # the others may come when it has begun
         Run(options["out"]).require_free(resume=options["resume"])
     given = dict(options)
-    deepspeed, base = given.pop("deepspeed"), {}
-    if deepspeed:
+    base: dict[str, Any] = {}
+    if deepspeed := given.pop("deepspeed"):
         base, idle = read_deepspeed(deepspeed)
         if idle:
             print(f"{deepspeed}: without effect here: {', '.join(idle)}.")
