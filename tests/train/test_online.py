@@ -329,7 +329,7 @@ def test_what_belongs_to_other_recipes_is_refused(
         (command("grpo", out, more=["--sampler", "ftp://x"]), "sampler.url"),
         ([*offline, "--reward", "length"], "learns from data"),
         ([*offline, "--sampler", "http://127.0.0.1:1"], "learns from data"),
-        (["plan", "grpo", *offline[2:6]], "learns from completions that the policy samples"),
+        (["plan", "grpo", *offline[2:6]], "No reward is named"),
     ]
     for words, message in cases:
         assert run(words) == 1, words

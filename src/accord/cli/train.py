@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from accord.train import TrainConfig
     from accord.types import Record
 
-__all__ = ["load_network", "train"]
+__all__ = ["load_network", "refuse_online", "train"]
 
 
 def train(
@@ -142,10 +142,7 @@ def _train(recipe: str, options: Mapping[str, Any]) -> None:
 
         train_online(recipe, **given, base=base)
         return
-    for name in ("reward", "sampler"):
-        if given.pop(name):
-            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
-            raise ConfigError(what, where=f"--{name}", fix="Leave it out, or use an online recipe, such as grpo.")
+    refuse_online(recipe, given.pop("reward"), given.pop("sampler"))
     _train_on_data(recipe, **given, base=base)
 
 
@@ -208,6 +205,18 @@ def _train_on_data(
         print(f"Next: accord evaluate reward --model {run.model} --data HELD_OUT{kind} --out {run.directory}-accuracy")
     else:
         print(f"Next: accord chat --model {run.model}")
+
+
+def refuse_online(recipe: str, reward: tuple[str, ...], sampler: str | None) -> None:
+    """What belongs to online recipes alone.
+
+    Raises:
+        ConfigError: it is given.
+    """
+    for flag, value in (("--reward", reward), ("--sampler", sampler)):
+        if value:
+            what = f"The recipe {recipe!r} learns from data, not from what the model samples."
+            raise ConfigError(what, where=flag, fix="Leave it out, or use an online recipe, such as grpo.")
 
 
 def load_network(model: str, rewards: bool, settings: TrainConfig, records: Sequence[Record]) -> Network:

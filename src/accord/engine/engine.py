@@ -60,8 +60,14 @@ class EngineConfig(Config):
 class Engine:
     """A network, its optimiser, and the three verbs."""
 
-    def __init__(self, network: Network, config: EngineConfig, optimizer: OptimizerConfig | None = None) -> None:
-        self.network, self.config = network, config
+    def __init__(
+        self, network: Network, config: EngineConfig, optimizer: OptimizerConfig | None = None, beside: int = 0
+    ) -> None:
+        """
+        Args:
+            beside: bytes that other networks of this process will take, beyond what is loaded already.
+        """
+        self.network, self.config, self.beside = network, config, beside
         self.device = compute_device() if active() else network.device
         self.dtype = resolve_precision(config.precision, self.device)
         self.tokens, self.checkpointing = self._settle(trains=optimizer is not None)
@@ -300,7 +306,7 @@ class Engine:
         if not trains or (tokens is not None and again is not None):
             return tokens or TOKENS, trains and bool(again)
         model = MemoryModel.of(self.network, self.dtype, self.device)
-        fits = gather(fit(model, self.device, tokens, again if can else False, world_size()))
+        fits = gather(fit(model, self.device, tokens, again if can else False, world_size(), self.beside))
         found = min(fits, key=lambda each: (each.tokens, not each.checkpointing))
         if (notice := found.notice()) and rank() == 0:
             print(notice, file=sys.stderr)

@@ -119,7 +119,7 @@ class Memory:
     """Bytes by part, at the moment of a step at which their sum is largest.
 
     Attributes:
-        program: interpreter and libraries (CPU only: CUDA counts none of them).
+        program: interpreter and libraries (CPU only: CUDA counts none of them), and other networks that are loaded.
         weights: as they are loaded.
         low_precision: autocast's copy of the weights.
         gradients, moments: of what is trained; AdamW has two moments.
@@ -191,6 +191,7 @@ class MemoryModel:
         on_cpu = (device or network.device).type == "cpu"
         parameters = list(network.model.parameters())
         weights = sum(tensor.nbytes for tensor in (*parameters, *network.model.buffers()))
+        used = psutil.Process().memory_info().rss if on_cpu else torch.cuda.memory_allocated(device or network.device)
         trained = network.trainable()
         head = network.model.get_output_embeddings().weight if isinstance(network, Policy) else None
         tables = {id(head), id(network.model.get_input_embeddings().weight)}
@@ -198,7 +199,7 @@ class MemoryModel:
         with autocast(network.device, precision):  # around all of them: weights are cast once
             counts = [_count(network, precision, tokens) for tokens in _PROBES]
         return cls(
-            program=max(0, psutil.Process().memory_info().rss - weights) if on_cpu else 0,
+            program=max(0, used - weights),
             on_cpu=on_cpu,
             precision=precision,
             weights=weights,
@@ -243,6 +244,13 @@ class MemoryModel:
         moments = 8 * self.trainable
         copy, workspace = self._copy(), 2 * layer
         return self._with_heap(Memory(self.program, self.weights, copy, 0, moments, 0, 0, workspace))
+
+    def sampling(self, workspace: int) -> Memory:
+        """Memory while it samples with so many bytes of keys, values and logits, when the moments are there."""
+        moments = 8 * self.trainable
+        return self._with_heap(
+            Memory(self.program, self.weights, self._copy(), self.gradients, moments, 0, 0, workspace)
+        )
 
     def _copy(self) -> int:
         return int(self.whole.fixed) + self._head_copy()
@@ -345,13 +353,21 @@ def touch_ahead(directory: Path) -> None:
 
 
 def fit(
-    model: MemoryModel, device: torch.device, tokens: int | None, checkpointing: bool | None, processes: int = 1
+    model: MemoryModel,
+    device: torch.device,
+    tokens: int | None,
+    checkpointing: bool | None,
+    processes: int = 1,
+    beside: int = 0,
 ) -> Fit:
     """The fastest settings that fit, among those that are left open (None); the smallest where nothing fits.
 
     Activations are computed again (8 to 18 % more time) before micro-batches are made smaller.
+
+    Args:
+        beside: bytes that others will take.
     """
-    capacity = usable_memory(device)
+    capacity = usable_memory(device) - beside
     modes = [False, True] if checkpointing is None else [checkpointing]
     sizes = [tokens] if tokens is not None else [TOKENS >> k for k in range(10) if TOKENS >> k >= SMALLEST]
     tried: list[Fit] = []

@@ -89,6 +89,14 @@ class LocalSampler:
             run.version, run.on_finish, run.on_token = self.policy_version, on_finish, on_token
             return run.completions()
 
+    def kept_per_token(self) -> int:
+        """Bytes of keys and values that a token keeps while sequences grow; none where each is computed anew."""
+        with self._ready() as decoder:
+            prefill = decoder(1).start([(0,)])[0].prefill
+        if prefill is None:
+            return 0
+        return sum(states.nbytes // states.shape[1] for pair in prefill.states.values() for states in pair)
+
     def _check(self, request: Request, settings: SamplingConfig, vocabulary: int) -> None:
         if not request.prompt_ids:
             fix = "Start with the model's first token."

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from accord.engine.checkpoint import load_checkpoint
-from accord.engine.distributed import active, broadcast, rank
+from accord.engine.distributed import active, broadcast, rank, world_size
 from accord.engine.engine import Engine
 from accord.engine.memory import explain_shortage
 from accord.errors import ConfigError
 from accord.models.lora import add_lora
-from accord.models.network import Critic, Policy
+from accord.models.network import Critic, Network, Policy
 from accord.models.trees import FloatArray, Tree, with_reference
 from accord.rewards import Rewards, reward_metrics
 from accord.sampling.local import LocalSampler
@@ -93,10 +93,11 @@ def train_online(
     if method.view.kind == "prompts":
         policy.temperature = config.sampling.temperature
     source = _source(policy, config, sampler)
-    engine = Engine(policy, config.engine, config.optimizer)
+    engine = Engine(policy, config.engine, config.optimizer, beside=12 * _share(critic))
     learners = [Learner(engine, method.loss)]
     if critic is not None and method.value is not None and config.critic is not None:
-        learners.append(Learner(Engine(critic, config.engine, config.critic.optimizer), method.value, _OF_CRITIC))
+        valued = Engine(critic, config.engine, config.critic.optimizer, beside=4 * _share(policy))
+        learners.append(Learner(valued, method.value, _OF_CRITIC))
     others = [learner.engine for learner in learners[1:]]
     checkpoint = run.latest()
     start = load_checkpoint(engine, checkpoint, others) if checkpoint else 0
@@ -168,6 +169,11 @@ def _save(policy: Policy, critic: Critic | None, method: Method, run: Run) -> No
         if rank() == 0:
             critic.save(run.directory / "critic", state)
     save_model(policy, run)
+
+
+def _share(network: Network | None) -> int:
+    """Trained weights that one process has."""
+    return sum(parameter.numel() for parameter in network.trainable()) // world_size() if network else 0
 
 
 class _Feed:
