@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -160,13 +158,12 @@ def _try(arguments: Sequence[str], device: torch.device) -> Tried:
         words = [word for setting in quiet for word in ("--set", setting)]
         with said.open("w") as file:
             command = [sys.executable, "-m", "accord", "train", *arguments, *words, "--out", str(out)]
-            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
             peak = _watch(process, out / "metrics.jsonl", device)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.kill()
+            process.wait()
         rows = [json.loads(line) for line in _complete(out / "metrics.jsonl")]
         if len(rows) < _STEPS:
             message = said.read_text(encoding="utf-8", errors="replace").strip()
