@@ -3,7 +3,8 @@
     python benchmarks/evidence/clip_higher.py --write
 
 Four updates of every batch, so that ratios move and the clip counts; all else is GRPO. Prints entropy, pass@1
-and the share of clipped tokens of the last 20 steps; the last line is JSON. --write draws docs/images/clip_higher.svg.
+and the share of clipped tokens of the last 20 steps. The last line is JSON; --write keeps it in baselines/ and draws
+docs/images/clip_higher.svg.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from reversal import Numbers, beginner, draw, smooth, train
+from results import conclude, draw, smooth
+from reversal import Numbers, beginner, train
 
 CLIPS = (0.1, 0.2, 0.28, 0.4)
 _ENDS = 20
@@ -24,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="of each (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of all (default: 0)")
-    parser.add_argument("--write", action="store_true", help="draw the curves into docs/images")
+    parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
     entropy, rewards, found = {}, {}, []
     with tempfile.TemporaryDirectory() as temporary:
@@ -44,7 +46,7 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)
     if options.write:
         draw("clip_higher", {"entropy": entropy, "pass@1 in training": rewards})
-    print(json.dumps({"runs": found}))
+    conclude("clip_higher", {"runs": found}, write=options.write)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 What tests/invariant/test_exact_world.py asserts in seconds, with more samples and steps: total variation to
 π* ∝ π_ref·exp(r/β), and reward over KL beside the most reward that any policy can have at that KL. Exits with 1 if a
-method ends farther from its fixed point than 0.02, or is above the frontier. The last line is JSON. --write draws
-docs/images/exact_world.svg.
+method ends farther from its fixed point than 0.02, or is above the frontier. The last line is JSON; --write keeps it in
+baselines/ and draws docs/images/exact_world.svg.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import ROOT, conclude, plotting, save
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "invariant"))
 
-from enumerated import Point, World, distance, methods, online, preferences, rankings  # noqa: E402
+from enumerated import Point, World, distance, methods, online, preferences, rankings
 
 BOUND = 0.02
-PLANS = {"rloo": (150, 1024), "ppo": (250, 1536), "grpo": (300, 8192), "grpo_letterwise": (300, 8192)}
-"""Steps, and samples of each."""
+PLANS = {
+    "rloo": (150, 1024, 0.01),
+    "ppo": (250, 1536, 0.01),
+    "grpo": (300, 16_384, 0.005),
+    "grpo_letterwise": (300, 16_384, 0.005),
+    "grpo_rescaled": (300, 16_384, 0.005),
+}
+"""Steps, samples of each, and the learning rate. Methods whose noise stays at the fixed point need more samples."""
 RANKINGS = (2, 16, 128, 1024, 25_600)
 """Of 63 strings: 1,953 pairs each."""
 
@@ -37,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps and samples, to try it (default: 1)")
     parser.add_argument("--only", nargs="*", help="names of methods (default: all, and dpo)")
-    parser.add_argument("--write", action="store_true", help="draw the curves into docs/images")
+    parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads cost more than they bring for a model of this size
     with tempfile.TemporaryDirectory() as temporary:
@@ -45,22 +51,24 @@ def main() -> None:
         runs = _runs(world, options.share)
         points, rows = {}, {}
         for name in options.only or runs:
-            began = time.perf_counter()
+            began = time.process_time()
             points[name] = runs[name]()
-            rows[name] = _row(world, name, points[name], time.perf_counter() - began)
+            rows[name] = _row(world, name, points[name], time.process_time() - began)
             print(name, json.dumps(rows[name]), flush=True)
     if options.write:
         _draw(world, points)
     far = [name for name, row in rows.items() if _ends_at_home(name) and row["distance to its fixed point"] > BOUND]
     above = [name for name, row in rows.items() if row["above the frontier"] > 1e-9]
-    print(json.dumps({"methods": rows, "farther than 0.02": far, "above the frontier": above}))
+    result = {"methods": rows, "farther than 0.02": far, "above the frontier": above}
+    conclude("exact_world", result, write=options.write)
     sys.exit(bool(far or above))
 
 
 def _runs(world: World, share: float) -> dict[str, Callable[[], list[Point]]]:
     def online_run(name: str) -> Callable[[], list[Point]]:
-        steps, samples = (max(8, int(share * number)) for number in PLANS[name])
-        return lambda: online(world, methods(world.beta)[name], steps=steps, samples=samples)
+        *sizes, rate = PLANS[name]
+        steps, samples = (max(8, int(share * size)) for size in sizes)
+        return lambda: online(world, methods(world.beta)[name], steps=steps, samples=samples, learning_rate=rate)
 
     def dpo_run(count: int) -> Callable[[], list[Point]]:
         steps = max(8, int(share * max(400, count // 32)))
@@ -80,7 +88,8 @@ def _ends_at_home(name: str) -> bool:
 
 def _row(world: World, name: str, points: Sequence[Point], seconds: float) -> dict[str, float]:
     last = points[-1]
-    home = world.letterwise() if name == "grpo_letterwise" else world.optimum_S
+    homes = {"grpo_letterwise": world.letterwise, "grpo_rescaled": world.rescaled}
+    home = homes[name]() if name in homes else world.optimum_S
     row = {
         "distance": last.distance,
         "distance to its fixed point": distance(last.logp_S, home),
@@ -88,18 +97,13 @@ def _row(world: World, name: str, points: Sequence[Point], seconds: float) -> di
         "kl": last.kl,
         "most reward at this KL": last.most,
         "above the frontier": max(point.reward - point.most for point in points),
-        "seconds": seconds,
+        "processor seconds": seconds,
     }
     return {key: round(value, 5) for key, value in row.items()}
 
 
 def _draw(world: World, points: dict[str, list[Point]]) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "accord"
-    import matplotlib.pyplot as plt
-
+    plt = plotting()
     figure, (near, plane) = plt.subplots(1, 2, figsize=(10, 3.6))
     for name, run in points.items():
         done = [point.step / run[-1].step for point in run]
@@ -115,11 +119,7 @@ def _draw(world: World, points: dict[str, list[Point]]) -> None:
     best = world.point_of(world.optimum_S)
     plane.plot(best.kl, best.reward, "k*")
     plane.set(xlabel="KL to the reference (nats)", ylabel="reward (line: the most there is; star: the best policy)")
-    for axes in (near, plane):
-        axes.spines[["top", "right"]].set_visible(False)
-    image = ROOT / "docs" / "images" / "exact_world.svg"
-    image.parent.mkdir(exist_ok=True)
-    figure.savefig(image, metadata={"Date": None}, bbox_inches="tight")
+    save(figure, "exact_world")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 GRPO averages over each completion's own tokens, so a long wrong answer costs less per token than a short one, and it
 divides by the standard deviation of the prompt's scores. Dr.GRPO does neither. Both start from the same model, which
 solves 30 % of the numbers and writes 0 to 8 tildes after an answer. Prints the mean length of right and wrong answers
-in the first and the last 20 steps; the last line is JSON. --write draws docs/images/length_bias.svg.
+in the first and the last 20 steps. The last line is JSON; --write keeps it in baselines/ and draws
+docs/images/length_bias.svg.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from reversal import Numbers, beginner, draw, lengths, smooth, train
+from results import conclude, draw, smooth
+from reversal import Numbers, beginner, lengths, train
 
 _ENDS = 20
 
@@ -25,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="of each (default: 300)")
     parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
-    parser.add_argument("--write", action="store_true", help="draw the curves into docs/images")
+    parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
     wrong, right, rewards, found = {}, {}, {}, []
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,7 +51,7 @@ def main() -> None:
                 print(json.dumps(found[-1]), flush=True)
     if options.write:
         draw("length_bias", {"tokens of wrong answers": wrong, "tokens of right answers": right, "pass@1": rewards})
-    print(json.dumps({"runs": found}))
+    conclude("length_bias", {"runs": found}, write=options.write)
 
 
 if __name__ == "__main__":

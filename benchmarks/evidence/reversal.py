@@ -1,4 +1,4 @@
-"""What the evidence on reversed numbers shares: the task, a model trained from scratch, online runs, and their curves.
+"""What the evidence on reversed numbers shares: the task, a model trained from scratch, and online runs.
 
 The task: `48371=`, and the same digits from the last to the first, `17384`. Then any number of `~`, as in `17384~~~`:
 room to be long in without being right. Demonstrations end with 0 to 8 of them, and the reward reads only the number.
@@ -29,7 +29,6 @@ from accord.sampling.request import Request, SamplingConfig, completion_seed
 from accord.train.rollouts import RolloutStore
 from accord.types import Demonstration
 
-IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 SIZE = {
     "hidden_size": 96,
     "intermediate_size": 256,
@@ -141,38 +140,3 @@ def lengths(run: Path, steps: int) -> tuple[list[float], list[float]]:
         wrong.append(float(counts[~is_right].mean()) if not is_right.all() else float("nan"))
     store.close()
     return right, wrong
-
-
-def smooth(values: Sequence[float], window: int = 9) -> list[float]:
-    """Means over the last values, NaN aside."""
-    return [float(np.nanmean(values[max(0, end - window) : end])) for end in range(1, len(values) + 1)]
-
-
-def draw(
-    name: str,
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
-    *,
-    across: str = "step",
-    places: Sequence[float] = (),
-) -> None:
-    """One panel for each quantity, one line for each series: docs/images/NAME.svg.
-
-    Args:
-        places: where the points of all series stand (default: 1, 2, 3, …).
-    """
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "accord"
-    import matplotlib.pyplot as plt
-
-    figure, row = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
-    for axes, (quantity, series) in zip(row[0], panels.items(), strict=True):
-        for label, values in series.items():
-            axes.plot(places or range(1, len(values) + 1), values, label=label, linewidth=1.2)
-        axes.set(xlabel=across, ylabel=quantity)
-        axes.spines[["top", "right"]].set_visible(False)
-    row[0][0].legend(frameon=False, fontsize=8)
-    IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-    plt.close(figure)

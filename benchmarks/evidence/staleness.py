@@ -5,7 +5,7 @@
 `none` is REINFORCE, which takes stale completions for its own; `clip` is GRPO's clipped ratio to the policy that
 sampled; `truncated` is CISPO's weight, that ratio and at most 2. All compare the completions of a prompt without
 dividing by their standard deviation. Prints pass@1 of the held-out numbers and the effective sample size of the last 20
-steps; the last line is JSON. --write draws docs/images/staleness.svg.
+steps. The last line is JSON; --write keeps it in baselines/ and draws docs/images/staleness.svg.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from reversal import SETTINGS, Numbers, beginner, draw, metrics_of, smooth, solved
+from results import conclude, draw, smooth
+from reversal import SETTINGS, Numbers, beginner, metrics_of, solved
 from torch import Tensor
 
 from accord.models.load import load_policy
@@ -74,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="of each of the 15 runs (default: 150)")
     parser.add_argument("--seed", type=int, default=0, help="of all (default: 0)")
-    parser.add_argument("--write", action="store_true", help="draw the curves into docs/images")
+    parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -101,7 +102,7 @@ def main() -> None:
             "staleness", {"held-out pass@1": passed, "effective sample size": size}, across="age in steps", places=AGES
         )
         draw("staleness_curves", {"pass@1 in training": curves})
-    print(json.dumps({"runs": found}))
+    conclude("staleness", {"runs": found}, write=options.write)
 
 
 def _config(loss: dict[str, Any], steps: int, seed: int) -> OnlineConfig:

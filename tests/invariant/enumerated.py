@@ -108,6 +108,20 @@ class World:
             value = (np.exp(letter) * value).sum(-1)
         return logp.reshape(-1)
 
+    def rescaled(self) -> Doubles:
+        """Where scores that are divided by their standard deviation lead, while the KL is not: log π, [S].
+
+        To divide the reward by σ is to multiply β by it, and σ is that of the policy's own rewards, so it is π* of a
+        temperature τ with τ = β·σ of π* of τ.
+        """
+
+        def excess(temperature: float) -> float:
+            p_S = np.exp(self.tilted(temperature))
+            mean = p_S @ self.reward_S
+            return self.beta * float(np.sqrt(p_S @ (self.reward_S - mean) ** 2)) - temperature
+
+        return self.tilted(brentq(excess, 0.5 * self.beta, 10 * self.beta))
+
     def plain(self, policy: Policy) -> Any:
         """A plain transformers model with the policy's weights."""
         self._plain.load_state_dict({n: t for n, t in policy.state().items() if "value_head" not in n})
@@ -184,19 +198,20 @@ class Method:
 
 
 def methods(beta: float) -> dict[str, Method]:
-    """Methods whose fixed point is π*, and `grpo_letterwise`, whose fixed point is `World.letterwise`.
+    """Methods whose fixed point is π*, and `grpo_letterwise` and `grpo_rescaled`, whose fixed points `World` tells.
 
-    Scores are not divided by their standard deviation: that would divide β, too, by a number that changes. The KL of
-    `grpo` is weighed by the ratio of the whole string, so its gradient holds what a letter does to the KL of the
-    letters after it; each letter weighs 1 / L and has the whole string's gradient, so the coefficient is β·L.
+    The KL of `grpo` is weighed by the ratio of the whole string, so its gradient holds what a letter does to the KL of
+    the letters after it; each letter weighs 1 / L and has the whole string's gradient, so the coefficient is β·L.
     """
     whole = {"ratio_level": "sequence_sum"}
+    with_kl = ("ppo_clip", {**whole, "kl_coefficient": LENGTH * beta})
     compare = ("group_relative", {"scale": "none"})
     critic = {"value_coefficient": 0.5, "value_clip": 0.0}
     return {
         "rloo": Method(("ppo_clip", whole), ("rloo", {"kl_coefficient": beta})),
-        "grpo": Method(("ppo_clip", {**whole, "kl_coefficient": LENGTH * beta}), compare),
+        "grpo": Method(with_kl, compare),
         "grpo_letterwise": Method(("ppo_clip", {"kl_coefficient": beta}), compare),
+        "grpo_rescaled": Method(with_kl, ("group_relative", {"scale": "group"})),
         "ppo": Method(
             ("ppo", critic), ("gae", {"kl_coefficient": beta, "whiten_advantages": False}), average="token", epochs=2
         ),
@@ -270,12 +285,13 @@ def online(
     *,
     steps: int,
     samples: int,
+    learning_rate: float = 0.01,
     seed: int = 0,
     every: int = 10,
 ) -> list[Point]:
     """Sample, score, learn. Returns what is true before every so many steps and at the end."""
     loss, advantage = method.bound()
-    student = Student(world, loss, steps=steps)
+    student = Student(world, loss, steps=steps, learning_rate=learning_rate)
     points = []
     for step in range(steps):
         if step % every == 0:

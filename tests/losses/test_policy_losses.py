@@ -127,6 +127,56 @@ def test_ppo_is_the_policy_loss_and_a_part_of_the_value_loss() -> None:
     assert output.metrics["loss/value_avg"].tolist() == pytest.approx([0.32])
 
 
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("clip_low", 0.999),
+        ("clip_high", 0.9),
+        ("dual_clip", None),
+        ("ratio_level", "token"),
+        ("value_clip", 0.0),
+        ("value_coefficient", 1e-9),
+        ("entropy_coefficient", 0.0),
+        ("kl_coefficient", 0.0),
+        ("kl_importance", True),
+    ],
+)
+def test_taking_a_detail_of_ppo_away_changes_the_gradient(name: str, without: Any) -> None:
+    """Three completions of two tokens: a bad one of low ratio, a good and a bad one of high ratio, and values that
+    have moved."""
+    details: dict[str, Any] = {
+        "clip_low": 0.2,
+        "clip_high": 0.3,
+        "dual_clip": 2.0,
+        "ratio_level": "sequence_mean",
+        "value_clip": 0.2,
+        "value_coefficient": 0.5,
+        "entropy_coefficient": 0.1,
+        "kl_coefficient": 0.05,
+        "kl_importance": False,
+    }
+
+    def gradient(settings: dict[str, Any]) -> list[float]:
+        """In log-probabilities, values and entropies."""
+        ratios, advantages = [0.5, 0.6, 1.3, 1.9, 3.0, 2.0], [-1.0, -1.0, 2.0, 2.0, -2.0, -2.0]
+        inputs = rollout(ratios, advantages, [0, 0, 1, 1, 2, 2])
+        leaves = [
+            torch.tensor(values, dtype=torch.float64, requires_grad=True)
+            for values in ([0.1, 0.5, 2.0, -0.5, 0.0, 1.0], [1.0] * 6)
+        ]
+        zero_N, one_N = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+        inputs = replace(inputs, values_N=leaves[0], entropy_N=leaves[1], old_values_N=zero_N, returns_N=one_N)
+        inputs = replace(inputs, reference_N=torch.full_like(zero_N, 0.3).log())
+        loss = apply("ppo", inputs, **settings).loss.sum()
+        found = torch.autograd.grad(loss, [inputs.logprobs_N, *leaves], allow_unused=True, materialize_grads=True)
+        return torch.cat(found).tolist()
+
+    changed = {**details, name: without}
+    if name == "kl_coefficient":
+        del changed["kl_importance"]  # a setting without an effect is an error
+    assert gradient(changed) != pytest.approx(gradient(details), abs=1e-3)
+
+
 def test_effective_sample_size_by_hand() -> None:
     """Ratios 1 and 3: mean 2, mean square 5, so the variance is 1 and (Σρ)²/(N·Σρ²) = 16/20."""
     bound = LOSSES["ppo_clip"].bind({})
