@@ -40,9 +40,9 @@ def main() -> None:
             row, metrics = _one(Path(temporary), seed, options.steps)
         found.append({"seed": seed, **row})
         print(json.dumps(found[-1]), flush=True)
-        rewards[f"seed {seed}"] = smooth([step["reward"] for step in metrics])
-        idle[f"seed {seed}"] = smooth([step["frac_reward_zero_std"] for step in metrics])
-        entropy[f"seed {seed}"] = smooth([step.get("entropy", float("nan")) for step in metrics])
+        rewards[f"seed {seed}"] = [smooth([step["reward"] for step in metrics])]
+        idle[f"seed {seed}"] = [smooth([step["frac_reward_zero_std"] for step in metrics])]
+        entropy[f"seed {seed}"] = [smooth([step.get("entropy", float("nan")) for step in metrics])]
     if options.write:
         draw("grpo", {"pass@1 in training": rewards, "prompts without an advantage": idle, "entropy": entropy})
     conclude("grpo", {"seeds": found}, write=options.write)

@@ -20,37 +20,40 @@ import numpy as np
 from results import conclude, draw, smooth
 from reversal import Numbers, beginner, lengths, train
 
+RECIPES = ("grpo", "dr_grpo")
 _ENDS = 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="of each (default: 300)")
-    parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
+    parser.add_argument("--steps", type=int, default=300, help="of each run (default: 300)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
-    wrong, right, rewards, found = {}, {}, {}, []
-    with tempfile.TemporaryDirectory() as temporary:
-        for seed in range(options.seeds):
-            root = Path(temporary) / str(seed)
-            root.mkdir()
+    curves: dict[str, dict[str, list[list[float]]]] = {
+        quantity: {recipe: [] for recipe in RECIPES}
+        for quantity in ("tokens of wrong answers", "tokens of right answers", "pass@1 in training")
+    }
+    found = []
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as temporary:
+            root = Path(temporary)
             model, prompts = beginner(root, seed), Numbers(seed).write(root / "prompts.jsonl")
-            for recipe in ("grpo", "dr_grpo"):
-                label = f"{recipe}, seed {seed}"
+            for recipe in RECIPES:
                 metrics = train(recipe, model, prompts, root / recipe, {"steps": options.steps, "seed": seed})
-                right_lengths, wrong_lengths = lengths(root / recipe, options.steps)
-                rewards[label] = smooth([step["reward"] for step in metrics])
-                right[label], wrong[label] = smooth(right_lengths), smooth(wrong_lengths)
-                ends = {"right": right_lengths, "wrong": wrong_lengths}
+                right, wrong = lengths(root / recipe, options.steps)
+                solved = [step["reward"] for step in metrics]
+                for quantity, values in zip(curves, (wrong, right, solved), strict=True):
+                    curves[quantity][recipe].append(smooth(values))
                 row = {
-                    f"{name}, {place}": round(float(np.nanmean(values[part])), 2)
-                    for name, values in ends.items()
+                    f"{name}, {place}": round(float(np.nanmean(values[part])), 3)
+                    for name, values in {"wrong": wrong, "right": right, "pass@1": solved}.items()
                     for place, part in (("first", slice(_ENDS)), ("last", slice(-_ENDS, None)))
                 }
-                found.append({"recipe": recipe, "seed": seed, **row, "pass@1": round(rewards[label][-1], 3)})
+                found.append({"recipe": recipe, "seed": seed, **row})
                 print(json.dumps(found[-1]), flush=True)
     if options.write:
-        draw("length_bias", {"tokens of wrong answers": wrong, "tokens of right answers": right, "pass@1": rewards})
+        draw("length_bias", curves)
     conclude("length_bias", {"runs": found}, write=options.write)
 
 

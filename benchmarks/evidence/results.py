@@ -43,22 +43,26 @@ def smooth(values: Sequence[float], window: int = 9) -> list[float]:
 
 def draw(
     name: str,
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
     *,
     across: str = "step",
     places: Sequence[float] = (),
 ) -> None:
-    """One panel for each quantity, one line for each series: docs/images/NAME.svg.
+    """One panel for each quantity, one line for each series, the mean of its seeds in their band: docs/images/NAME.svg.
 
     Args:
+        panels: for each quantity and series, the values of every seed.
         places: where the points of all series stand (default: 1, 2, 3, …).
     """
     plt = plotting()
     figure, row = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
     for axes, (quantity, series) in zip(row[0], panels.items(), strict=True):
-        for label, values in series.items():
-            some = slice(None, None, 1 + len(values) // _POINTS)
-            axes.plot((places or range(1, len(values) + 1))[some], values[some], label=label, linewidth=1.2)
+        for label, seeds in series.items():
+            values = np.array(seeds)
+            some = slice(None, None, 1 + values.shape[1] // _POINTS)
+            values, across_P = values[:, some], (places or range(1, values.shape[1] + 1))[some]
+            (line,) = axes.plot(across_P, values.mean(0), label=label, linewidth=1.2)
+            axes.fill_between(across_P, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(xlabel=across, ylabel=quantity)
     row[0][0].legend(frameon=False, fontsize=8)
     save(figure, name)

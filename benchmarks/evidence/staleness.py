@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import conclude, draw, smooth
+from results import conclude, draw
 from reversal import SETTINGS, Numbers, beginner, metrics_of, solved
 from torch import Tensor
 
@@ -73,35 +73,32 @@ class OldSampler:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150, help="of each of the 15 runs (default: 150)")
-    parser.add_argument("--seed", type=int, default=0, help="of all (default: 0)")
+    parser.add_argument("--steps", type=int, default=150, help="of each of a seed's 15 runs (default: 150)")
+    parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
     parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        model, numbers = beginner(root, options.seed), Numbers(options.seed)
-        passed: dict[str, list[float]] = {name: [] for name in LOSSES}
-        size: dict[str, list[float]] = {name: [] for name in LOSSES}
-        found, curves = [], {}
-        for name, loss in LOSSES.items():
-            for age in AGES:
-                config = _config(loss, options.steps, options.seed)
-                policy, metrics = _run(model, numbers, config, age, root / f"{name}-{age}")
-                last = metrics[-_ENDS:]
-                passed[name].append(round(solved(policy, numbers.held_out, 8, seed=1), 4))
-                sizes = [step.get("effective_sample_size", np.nan) for step in last]
-                size[name].append(round(float(np.nanmean(sizes)), 4))
-                curves[f"{name}, {age}"] = smooth([step["reward"] for step in metrics])
-                row = {"correction": name, "age": age, "pass@1": passed[name][-1], "sample size": size[name][-1]}
-                found.append(
-                    {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-                )
-                print(json.dumps(found[-1]), flush=True)
+    passed: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
+    sizes: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
+    found = []
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as temporary:
+            root, numbers = Path(temporary), Numbers(seed)
+            model = beginner(root, seed)
+            for name, loss in LOSSES.items():
+                rows = []
+                for age in AGES:
+                    config = _config(loss, options.steps, seed)
+                    policy, metrics = _run(model, numbers, config, age, root / f"{name}-{age}")
+                    size = [step.get("effective_sample_size", np.nan) for step in metrics[-_ENDS:]]
+                    row = {"pass@1": solved(policy, numbers.held_out, 8, seed=1), "sample size": np.nanmean(size)}
+                    rows.append({key: round(float(value), 3) for key, value in row.items()})
+                    found.append({"correction": name, "age": age, "seed": seed, **rows[-1]})
+                    print(json.dumps(found[-1]), flush=True)
+                passed[name].append([row["pass@1"] for row in rows])
+                sizes[name].append([row["sample size"] for row in rows])
     if options.write:
-        draw(
-            "staleness", {"held-out pass@1": passed, "effective sample size": size}, across="age in steps", places=AGES
-        )
-        draw("staleness_curves", {"pass@1 in training": curves})
+        panels = {"held-out pass@1": passed, "effective sample size": sizes}
+        draw("staleness", panels, across="age in steps", places=AGES)
     conclude("staleness", {"runs": found}, write=options.write)
 
 

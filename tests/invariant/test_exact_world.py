@@ -18,6 +18,7 @@ from enumerated import (
     Point,
     Student,
     World,
+    distance,
     methods,
     online,
     preferences,
@@ -26,6 +27,7 @@ from enumerated import (
 from scipy.special import logsumexp
 from scipy.stats import chisquare
 
+from accord.advantages import ADVANTAGES, Group
 from accord.losses import LOSSES
 
 ROUNDING = 1e-9
@@ -88,6 +90,20 @@ def test_a_kl_of_single_letters_leads_elsewhere(world: World) -> None:
     assert logsumexp(world.letterwise()) == pytest.approx(0, abs=1e-9)
     assert elsewhere.distance > 0.03
     assert elsewhere.reward < elsewhere.most - 1e-4
+
+
+@pytest.mark.parametrize("scale", ["none", "group"])
+def test_dividing_by_the_standard_deviation_leads_to_another_beta(scale: str, world: World) -> None:
+    """At its fixed point the advantage of every string is β times its log-ratio but for a constant, which has no
+    gradient: at π* if scores are not divided, at `World.rescaled` if they are."""
+    home_S = {"none": world.optimum_S, "group": world.rescaled()}[scale]
+    string_K = np.repeat(np.arange(len(STRINGS)), np.rint(50_000 * np.exp(home_S)).astype(int))
+    group = Group(world.reward_S[string_K], (LENGTH,) * len(string_K))
+    (credits,) = ADVANTAGES["group_relative"].bind({"scale": scale})([group])
+    advantage_K = np.array([credit.advantage_L[0] for credit in credits])
+    left_K = advantage_K - world.beta * (home_S - world.reference_S)[string_K]
+    assert left_K.std() <= 0.01 * advantage_K.std()
+    assert distance(world.rescaled(), world.optimum_S) > 0.1
 
 
 def test_dpo_comes_nearer_with_more_pairs(world: World) -> None:
