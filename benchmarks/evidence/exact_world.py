@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,9 @@ PLANS = {
     "grpo_rescaled": (300, 16_384, 0.005),
 }
 """Steps, samples of each, and the learning rate. Methods whose noise stays at the fixed point need more samples."""
-RANKINGS = (2, 16, 128, 1024, 25_600)
+RANKINGS = (2, 16, 128, 1024, 38_400)
 """Of 63 strings: 1,953 pairs each."""
+_RANKINGS_RATE = 0.005
 
 
 def main() -> None:
@@ -72,7 +74,8 @@ def _runs(world: World, share: float) -> dict[str, Callable[[], list[Point]]]:
 
     def dpo_run(count: int) -> Callable[[], list[Point]]:
         steps = max(8, int(share * max(400, count // 32)))
-        return lambda: preferences(world, rankings(world, max(2, int(share * count))), steps=steps)
+        trees = partial(rankings, world, max(2, int(share * count)))
+        return lambda: preferences(world, trees(), steps=steps, learning_rate=_RANKINGS_RATE)
 
     return {name: online_run(name) for name in PLANS} | {_dpo(count): dpo_run(count) for count in RANKINGS}
 

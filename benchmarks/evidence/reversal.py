@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +77,35 @@ class Numbers:
 
 def beginner(directory: Path, seed: int, wanted: float = 0.3) -> Path:
     """A model trained from scratch on demonstrations until it solves this share of the held-out numbers."""
+    numbers = Numbers(seed)
+    return taught(directory, seed, numbers.demonstrations, lambda policy: solved(policy, numbers.held_out) >= wanted)
+
+
+def taught(
+    directory: Path,
+    seed: int,
+    demonstrations: Callable[[int], list[Demonstration]],
+    enough: Callable[[Policy], bool],
+) -> Path:
+    """A model trained from scratch until that is enough, `directory`/model.
+
+    Args:
+        demonstrations: the next ones, so many.
+    """
     save_tiny(directory / "random", seed=seed, **SIZE)
-    policy, numbers = load_policy(str(directory / "random"), device=torch.device("cpu")), Numbers(seed)
+    policy = load_policy(str(directory / "random"), device=torch.device("cpu"))
     schedule = OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup=0.02)
     settings = EngineConfig(precision="float32", micro_batch_tokens=4096, activation_checkpointing="off")
     engine, loss, renderer = Engine(policy, settings, schedule), LOSSES["sft"].bind({}), Renderer(policy)
     for step in range(_SFT_STEPS):
-        if step % _LOOK_EVERY == 0 and solved(policy, numbers.held_out) >= wanted:
+        if step % _LOOK_EVERY == 0 and enough(policy):
             policy.model.eval()
             policy.save(directory / "model")
             return directory / "model"
-        trees = renderer.trees(numbers.demonstrations(_SFT_BATCH))
+        trees = renderer.trees(demonstrations(_SFT_BATCH))
         engine.forward_backward(trees, loss)
         engine.optim_step(learning_rate_at(step, _SFT_STEPS, schedule))
-    raise SystemExit(f"{_SFT_STEPS} steps of SFT do not solve {wanted:.0%} of the held-out numbers.")
+    raise SystemExit(f"{_SFT_STEPS} steps of SFT are not enough.")
 
 
 def solved(policy: Policy, rows: Sequence[tuple[str, str]], completions: int = 1, seed: int = 0) -> float:

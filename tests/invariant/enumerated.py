@@ -319,9 +319,17 @@ def rankings(world: World, count: int, size: int = _PER_TREE, seed: int = 0) -> 
     return trees
 
 
-def preferences(world: World, trees: Sequence[Tree], *, steps: int, batch: int = 32, every: int = 10) -> list[Point]:
+def preferences(
+    world: World,
+    trees: Sequence[Tree],
+    *,
+    steps: int,
+    learning_rate: float = 0.01,
+    batch: int = 32,
+    every: int = 10,
+) -> list[Point]:
     """DPO on a data set of rankings, over and over if it is small."""
-    student = Student(world, LOSSES["dpo"].bind({"beta": world.beta}), steps=steps)
+    student = Student(world, LOSSES["dpo"].bind({"beta": world.beta}), steps=steps, learning_rate=learning_rate)
     points = []
     for step in range(steps):
         if step % every == 0:
