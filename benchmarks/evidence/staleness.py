@@ -2,10 +2,11 @@
 
     python benchmarks/evidence/staleness.py --write
 
-`none` is REINFORCE, which takes stale completions for its own; `clip` is GRPO's clipped ratio to the policy that
-sampled; `truncated` is CISPO's weight, that ratio and at most 2. All compare the completions of a prompt without
-dividing by their standard deviation. Prints pass@1 of the held-out numbers and the effective sample size of the last 20
-steps. The last line is JSON; --write keeps it in baselines/ and draws docs/images/staleness.svg.
+`truncated` is Accord's own way with `rollout.max_staleness`: every token weighs min(π/μ, 2), where μ has sampled it.
+`clip` is its `importance_cap = 0`: the loss's clipped ratio is taken to μ. `none` is what Accord refuses, REINFORCE
+that takes stale completions for its own; here a sampler hides their age. Nothing is divided by standard deviations.
+Prints pass@1 of the held-out numbers after training, the least of the run (means of 10 steps), and the effective sample
+size of the last 20 steps. The last line is JSON; --write keeps it in baselines/ and draws docs/images/staleness.svg.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from results import conclude, draw
-from reversal import SETTINGS, Numbers, beginner, metrics_of, solved
+from reversal import SETTINGS, Numbers, beginner, metrics_of, solved, train
 from torch import Tensor
 
 from accord.models.load import load_policy
@@ -31,15 +31,11 @@ from accord.rewards import Rewards
 from accord.sampling.local import LocalSampler
 from accord.sampling.request import Request, SamplingConfig
 from accord.sampling.sampler import OnFinish
-from accord.train import OnlineConfig, Run, encode_prompts, provenance, resolve_online, train_online
+from accord.train import Run, encode_prompts, provenance, resolve_online, train_online
 from accord.types import Completion, Prompt
 
 AGES = (0, 1, 2, 4, 8)
-LOSSES: dict[str, dict[str, Any]] = {
-    "none": {"name": "reinforce"},
-    "clip": {"name": "ppo_clip"},
-    "truncated": {"name": "cispo", "max_ratio": 2.0},
-}
+CORRECTIONS = ("none", "clip", "truncated")
 _ENDS = 20
 
 
@@ -48,7 +44,7 @@ class OldSampler:
 
     def __init__(self, policy: Policy, age: int) -> None:
         self.local = LocalSampler(policy, "float32")
-        self.kept: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=age + 1)
+        self.kept: deque[dict[str, Tensor]] = deque(maxlen=age + 1)
 
     @property
     def policy_version(self) -> int:
@@ -60,10 +56,9 @@ class OldSampler:
 
     def load(self, version: int, policy: Policy, state: Mapping[str, Tensor] | None = None) -> None:
         state = policy.state() if state is None else state
-        self.kept.append((version, {name: tensor.clone() for name, tensor in state.items()}))
-        oldest, weights = self.kept[0]
-        self.local.policy.model.load_state_dict(weights)
-        self.local.policy_version = oldest
+        self.kept.append({name: tensor.clone() for name, tensor in state.items()})
+        self.local.policy.model.load_state_dict(self.kept[0])
+        self.local.policy_version = version
 
     def sample(
         self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
@@ -77,47 +72,61 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
     parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
-    passed: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
-    sizes: dict[str, list[list[float]]] = {name: [] for name in LOSSES}
+    panels: dict[str, dict[str, list[list[float]]]] = {
+        quantity: {name: [] for name in CORRECTIONS} for quantity in ("pass@1", "least pass@1", "sample size")
+    }
     found = []
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as temporary:
-            root, numbers = Path(temporary), Numbers(seed)
+            root = Path(temporary)
             model = beginner(root, seed)
-            for name, loss in LOSSES.items():
-                rows = []
-                for age in AGES:
-                    config = _config(loss, options.steps, seed)
-                    policy, metrics = _run(model, numbers, config, age, root / f"{name}-{age}")
-                    size = [step.get("effective_sample_size", np.nan) for step in metrics[-_ENDS:]]
-                    row = {"pass@1": solved(policy, numbers.held_out, 8, seed=1), "sample size": np.nanmean(size)}
-                    rows.append({key: round(float(value), 3) for key, value in row.items()})
-                    found.append({"correction": name, "age": age, "seed": seed, **rows[-1]})
+            for name in CORRECTIONS:
+                rows = [_row(root / f"{name}-{age}", model, name, age, options.steps, seed) for age in AGES]
+                for age, row in zip(AGES, rows, strict=True):
+                    found.append({"correction": name, "age": age, "seed": seed, **row})
                     print(json.dumps(found[-1]), flush=True)
-                passed[name].append([row["pass@1"] for row in rows])
-                sizes[name].append([row["sample size"] for row in rows])
+                for quantity, series in panels.items():
+                    series[name].append([row[quantity] for row in rows])
     if options.write:
-        panels = {"held-out pass@1": passed, "effective sample size": sizes}
         draw("staleness", panels, across="age in steps", places=AGES)
     conclude("staleness", {"runs": found}, write=options.write)
 
 
-def _config(loss: dict[str, Any], steps: int, seed: int) -> OnlineConfig:
-    settings = [f"{name}={json.dumps(value)}" for name, value in {**SETTINGS, "steps": steps, "seed": seed}.items()]
-    extra = {"loss": loss, "rewards": [{"name": "exact_answer"}], "advantage": {"scale": "none"}}
-    return resolve_online("grpo", None, settings, extra)
+def _row(out: Path, model: Path, correction: str, age: int, steps: int, seed: int) -> dict[str, float]:
+    numbers = Numbers(seed)
+    settings = {"steps": steps, "seed": seed, "advantage.scale": "none"}
+    if correction == "none":
+        _uncorrected(out, model, numbers, settings, age)
+    else:
+        settings |= {"rollout.max_staleness": age} if age else {}
+        settings |= {"rollout.importance_cap": 0} if age and correction == "clip" else {}
+        train("grpo", model, numbers.write(out.with_suffix(".jsonl")), out, settings)
+    metrics = metrics_of(out)
+    trained = load_policy(str(out / "model"), device=torch.device("cpu"))
+    rewards = np.array([step["reward"] for step in metrics])
+    row = {
+        "pass@1": solved(trained, numbers.held_out, 8, seed=1),
+        "least pass@1": min(rewards[start : start + 10].mean() for start in range(0, steps, 10)),
+        "sample size": np.nanmean([_sample_size(step) for step in metrics[-_ENDS:]]),
+    }
+    return {name: round(float(value), 3) for name, value in row.items()}
 
 
-def _run(
-    model: Path, numbers: Numbers, config: OnlineConfig, age: int, out: Path
-) -> tuple[Policy, list[dict[str, float]]]:
+def _sample_size(step: Mapping[str, float]) -> float:
+    """Where tokens are weighted, that of the weights; else that of the loss's ratio."""
+    return step.get("sampling/effective_sample_size", step.get("effective_sample_size", float("nan")))
+
+
+def _uncorrected(out: Path, model: Path, numbers: Numbers, settings: Mapping[str, object], age: int) -> None:
+    assignments = [f"{name}={json.dumps(value)}" for name, value in {**SETTINGS, **settings}.items()]
+    extra = {"loss": {"name": "reinforce"}, "rewards": [{"name": "exact_answer"}]}
+    config = resolve_online("grpo", None, assignments, extra)
     policy, old = (load_policy(str(model), device=torch.device("cpu")) for _ in range(2))
     rewards = Rewards(config.rewards, policy.tokenizer)
     prompts = [Prompt(prompt, prompt, answer=answer) for prompt, answer in numbers.training]
     encoded = encode_prompts(Renderer(policy), prompts, config.sampling.max_new_tokens)
     run = Run.open(out, config, provenance(policy, str(model), "reversal", [], config.seed), resume=False)
     train_online(policy, encoded, rewards, config, run, stage=out.name, sampler=OldSampler(old, age))
-    return policy, metrics_of(out)
 
 
 if __name__ == "__main__":
