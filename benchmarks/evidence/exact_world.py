@@ -15,8 +15,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,33 +34,31 @@ PLANS = {
     "rloo": (150, 1024, 0.01),
     "ppo": (250, 1536, 0.01),
     "grpo": (300, 16_384, 0.005),
-    "grpo_letterwise": (300, 16_384, 0.005),
-    "grpo_rescaled": (300, 16_384, 0.005),
+    "grpo_letterwise": (300, 12_288, 0.005),
+    "grpo_rescaled": (300, 12_288, 0.005),
 }
 """Steps, samples of each, and the learning rate. Methods whose noise stays at the fixed point need more samples."""
 RANKINGS = (2, 16, 128, 1024, 38_400)
 """Of 63 strings: 1,953 pairs each."""
 _RANKINGS_RATE = 0.005
+_BATCH, _LEAST_STEPS = 32, 400
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps and samples, to try it (default: 1)")
     parser.add_argument("--only", nargs="*", help="names of methods (default: all, and dpo)")
+    parser.add_argument("--processes", type=int, default=2, help="methods at once, a thread each (default: 2)")
     parser.add_argument("--write", action="store_true", help="keep the result and draw the curves")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # threads cost more than they bring for a model of this size
-    with tempfile.TemporaryDirectory() as temporary:
-        world = World(Path(temporary) / "model")
-        runs = _runs(world, options.share)
-        points, rows = {}, {}
-        for name in options.only or runs:
-            began = time.process_time()
-            points[name] = runs[name]()
-            rows[name] = _row(world, name, points[name], time.process_time() - began)
+    names = options.only or [_dpo(RANKINGS[-1]), *PLANS, *map(_dpo, RANKINGS[:-1])]
+    points, rows = {}, {}
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for name, found in zip(names, pool.map(partial(_run, share=options.share), names), strict=True):
+            points[name], rows[name] = found
             print(name, json.dumps(rows[name]), flush=True)
     if options.write:
-        _draw(world, points)
+        _draw(points)
     far = [name for name, row in rows.items() if _ends_at_home(name) and row["distance to its fixed point"] > BOUND]
     above = [name for name, row in rows.items() if row["above the frontier"] > 1e-9]
     result = {"methods": rows, "farther than 0.02": far, "above the frontier": above}
@@ -66,18 +66,22 @@ def main() -> None:
     sys.exit(bool(far or above))
 
 
-def _runs(world: World, share: float) -> dict[str, Callable[[], list[Point]]]:
-    def online_run(name: str) -> Callable[[], list[Point]]:
-        *sizes, rate = PLANS[name]
-        steps, samples = (max(8, int(share * size)) for size in sizes)
-        return lambda: online(world, methods(world.beta)[name], steps=steps, samples=samples, learning_rate=rate)
-
-    def dpo_run(count: int) -> Callable[[], list[Point]]:
-        steps = max(8, int(share * max(400, count // 32)))
-        trees = partial(rankings, world, max(2, int(share * count)))
-        return lambda: preferences(world, trees(), steps=steps, learning_rate=_RANKINGS_RATE)
-
-    return {name: online_run(name) for name in PLANS} | {_dpo(count): dpo_run(count) for count in RANKINGS}
+def _run(name: str, share: float) -> tuple[list[Point], dict[str, float]]:
+    """One method in a process of its own."""
+    torch.set_num_threads(1)  # threads cost more than they bring for a model of this size
+    with tempfile.TemporaryDirectory() as temporary:
+        world = World(Path(temporary) / "model")
+        began = time.process_time()
+        if name in PLANS:
+            *sizes, rate = PLANS[name]
+            steps, samples = (max(8, int(share * size)) for size in sizes)
+            points = online(world, methods(world.beta)[name], steps=steps, samples=samples, learning_rate=rate)
+        else:
+            count = max(2, int(share * next(count for count in RANKINGS if _dpo(count) == name)))
+            steps = max(int(share * _LEAST_STEPS), count // _BATCH)
+            trees = rankings(world, count)
+            points = preferences(world, trees, steps=steps, learning_rate=_RANKINGS_RATE, batch=_BATCH)
+        return points, _row(world, name, points, time.process_time() - began)
 
 
 def _dpo(count: int) -> str:
@@ -105,8 +109,10 @@ def _row(world: World, name: str, points: Sequence[Point], seconds: float) -> di
     return {key: round(value, 5) for key, value in row.items()}
 
 
-def _draw(world: World, points: dict[str, list[Point]]) -> None:
+def _draw(points: dict[str, list[Point]]) -> None:
     plt = plotting()
+    with tempfile.TemporaryDirectory() as temporary:
+        world = World(Path(temporary) / "model")
     figure, (near, plane) = plt.subplots(1, 2, figsize=(10, 3.6))
     for name, run in points.items():
         done = [point.step / run[-1].step for point in run]
