@@ -5,7 +5,7 @@
 GRPO averages over each completion's own tokens, so that a wrong answer of many tokens is worth −|A|/length: the longer,
 the better. Of right answers the shorter are better. Dr.GRPO has one denominator for all. For that to move anything the
 model must know when it is wrong, and go on to be wrong. So here it guesses: of the answers 1 to 4 one is always right,
-and a KL to the start, at which each is as probable, keeps it wrong two times in five. After the answer come 0
+and a KL to the start, at which each is as probable, keeps it wrong every third time or so. After the answer come 0
 to 8 tildes, which earn nothing. Under a KL the lengths end where the bias and the KL are equal; without the bias they
 stay what they were. Prints the mean length of right and wrong answers in the first and the last 20 steps. The last line
 is JSON; --write keeps it in baselines/ and draws docs/images/length_bias.svg.

@@ -55,7 +55,7 @@ def draw(
         places: where the points of all series stand (default: 1, 2, 3, …).
     """
     plt = plotting()
-    figure, row = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
+    figure, row = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False, layout="constrained")
     for axes, (quantity, series) in zip(row[0], panels.items(), strict=True):
         for label, seeds in series.items():
             values = np.array(seeds)
