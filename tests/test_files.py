@@ -87,6 +87,15 @@ def test_a_full_disk_is_one_message():
     assert "--resume" in caught.value.fix
 
 
+def test_a_full_disk_that_a_library_in_rust_met(tmp_path):
+    """The words of safetensors, whose error is no OSError. (It renames over its target: never let it near a device.)"""
+    words = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(ResourceError, match="The disk is full"), disk_errors(tmp_path):
+        raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="nothing of the sort"), disk_errors(tmp_path):
+        raise RuntimeError("nothing of the sort")
+
+
 def test_a_file_where_a_directory_should_be(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ResourceError, match=r"(Not a directory|File exists)\.") as caught:

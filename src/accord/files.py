@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -91,8 +92,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a disk that is full, read-only or in the way into a ResourceError that names the path."""
     try:
         yield
-    except OSError as error:
-        explained = disk_error(error, path)
+    except Exception as error:
+        cause = _system_error(error)
+        explained = disk_error(cause, path) if cause else None
         if explained is None:
             raise
         raise explained from None
@@ -105,12 +107,20 @@ def disk_error(error: OSError, path: Path) -> ResourceError | None:
         return ResourceError(
             f"The disk is full ({free / 1e6:.0f} MB free); nothing was half-written.",
             where=str(path),
-            fix="Free some space, then run the same command with --resume.",
+            fix="Free some space, then run the same command again; training goes on with --resume.",
         )
     if error.errno in _REFUSED:
         fix = "Check its rights, or choose another place."
         return ResourceError(f"{error.strerror}.", where=str(path), fix=fix)
     return None
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The system's error; libraries written in Rust (safetensors, tokenizers) only say its number."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, OSError) or number is None:
+        return error if isinstance(error, OSError) else None
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def _beside(path: Path) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from accord.cli.evaluate import compare
+from accord.cli.evaluate import compare, reward
+from accord.errors import ModelError
 from accord.evaluate.answers import judged_trees
 from accord.models.load import load_policy, load_reward_model
 from accord.models.tiny import save_tiny
@@ -50,6 +51,13 @@ def test_a_judge_with_another_tokenizer_reads_the_same_text(model: Path, strange
             assert judge.tokenizer.decode(branch.tokens_L) == "aab<|im_end|>"
             prompt = judge.tokenizer.decode(tree.prompt_P)
             assert ("abba" in prompt) == (not prompt.startswith("<|im_start|>"))
+
+
+def test_a_model_without_a_trained_score_is_no_judge(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    with pytest.raises(ModelError, match="no trained score head"):
+        reward(model=str(model), data=str(tmp_path / "pairs.jsonl"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

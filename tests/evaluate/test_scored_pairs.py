@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from accord.cli.evaluate import reward
 from accord.errors import ConfigError
 from accord.evaluate.report import RewardPage, write_reward_page
 from accord.evaluate.reward import evaluate_ensemble, evaluate_rewards, overfit, repeated_judgements
+from accord.models.load import load_reward_model
 from accord.models.tiny import save_tiny
 from accord.types import PreferencePair, Ranking
 
@@ -74,7 +76,12 @@ def test_the_page_shows_what_was_measured_and_its_json_the_same_numbers(tmp_path
 def test_the_command_measures_a_model_on_held_out_and_training_pairs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = str(save_tiny(tmp_path / "model"))
+    network = load_reward_model(str(save_tiny(tmp_path / "policy")))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        network.head.weight.normal_()
+    network.save(tmp_path / "model")
+    model = str(tmp_path / "model")
     rows = [
         {"prompt": f"Say {n}:", "chosen": f" {n}.", "rejected": f" {n + 1}!!", "topic": "even" if n % 2 == 0 else "odd"}
         for n in range(6)
@@ -83,11 +90,13 @@ def test_the_command_measures_a_model_on_held_out_and_training_pairs(
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     reward(model=model, data=str(data), out=tmp_path / "out", train=str(data), slice="topic")
     said = capsys.readouterr().out
-    assert "accuracy 0.500" in said, "a new head gives every completion the same score"
-    assert "annotators agree 1.000" in said
-    assert "even: 0.500 (n = 4)" in said
     found = json.loads((tmp_path / "out" / "reward.json").read_text(encoding="utf-8"))
-    assert found["ties"] == 7
+    assert f"accuracy {found['accuracy']['value']:.3f}" in said
+    assert "annotators agree 1.000" in said
+    even, odd = (found["slices"][name]["value"] for name in ("even", "odd"))
+    assert f"even: {even:.3f} (n = 4)" in said
+    assert (4 * even + 3 * odd) / 7 == pytest.approx(found["accuracy"]["value"])
+    assert found["ties"] == 0
     assert found["longer_wins"]["value"] == 0.0
     assert found["overfit"]["gap"] == 0.0
     assert (tmp_path / "out" / "report.html").exists()

@@ -176,6 +176,22 @@ def test_a_taken_directory_is_refused_before_anything_is_read(attempt: Any, star
     assert (code, "already holds a run" in message) == (1, True), message
 
 
+def test_rows_that_are_skipped_are_all_listed(attempt: Any, tmp_path: Path) -> None:
+    """More than a message names; the file that takes the run's place is refused."""
+    rows = [{"prompt": f"p{k}", "completion": " c" if k % 2 else " "} for k in range(16)]
+    data, out = tmp_path / "half.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, message = attempt("sft", out, "--skip-bad", rows=data)
+    assert (code, f"8 rows could not be used and were left out: {out / 'skipped.jsonl'}" in message) == (0, True), (
+        message
+    )
+    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in listed] == [f"{data}:{line}" for line in range(1, 17, 2)]
+    assert {(row["rule"], row["what"]) for row in listed} == {("empty", "The completion is empty.")}
+    code, message = attempt("sft", data, rows=data)
+    assert (code, "This is a file, not a directory." in message) == (1, True), message
+
+
 def test_another_model_is_refused(attempt: Any, started: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", "llama", seed=1)
     code, message = attempt("sft", started, "--resume", model=other)

@@ -58,7 +58,7 @@ def compare(
     from accord.evaluate.compare import compare as reduce
     from accord.evaluate.report import Report, write_report
     from accord.evaluate.report.record import summary
-    from accord.models.load import load_policy, load_reward_model
+    from accord.models.load import load_judge, load_policy
     from accord.models.render import signature
     from accord.sampling.request import SamplingConfig
 
@@ -71,7 +71,7 @@ def compare(
     kl = divergences(old, prompts, after, "KL from baseline") if alike and not config.shaped else None
     rewards = None
     if reward_model is not None:
-        judge = load_reward_model(reward_model)
+        judge = load_judge(reward_model)
         asked = [judged_trees(judge, *each) for each in ((old, prompts, before), (new, prompts, after))]
         both = [scores(judge, trees, "Rewards") for trees in asked]
         rewards = [(first[0], second[0]) for first, second in zip(*both, strict=True)]
@@ -147,9 +147,9 @@ def reward(
     from accord.evaluate.report import RewardPage, write_reward_page
     from accord.evaluate.reward import overfit, repeated_judgements
     from accord.evaluate.scored import score_pairs
-    from accord.models.load import load_reward_model
+    from accord.models.load import load_judge
 
-    network = load_reward_model(model)
+    network = load_judge(model)
     scored = score_pairs(network, loaded.records, "Held-out pairs")
     report = scored.report(ceiling=repeated_judgements(loaded.records), slices=slices)
     page = RewardPage(
@@ -172,9 +172,9 @@ def _ratings(model: str, data: str, out: Path, limit: int | None) -> None:
 
     from accord.evaluate.report import RatingsPage, write_reward_page
     from accord.evaluate.scored import rate
-    from accord.models.load import load_reward_model
+    from accord.models.load import load_judge
 
-    page = RatingsPage(model, data, *rate(load_reward_model(model), loaded.records, "Ratings"))
+    page = RatingsPage(model, data, *rate(load_judge(model), loaded.records, "Ratings"))
     write_reward_page(out, page)
     _say_ratings(page)
     print(f"Report: {out / 'report.html'}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from accord.errors import ConfigError
 
 if TYPE_CHECKING:
+    from accord.data.problems import Problem
     from accord.data.usable import Kind
     from accord.errors import RowError
     from accord.models.render import Renderer
@@ -117,6 +118,7 @@ class Examples:
         name: what the user called it.
         records: all that is trained on, in order; of large data some, to know its kind by.
         large: whether the rows are read from disk as training goes.
+        left_out: what is wrong with the rows in memory that cannot be used.
     """
 
     def __init__(
@@ -137,6 +139,8 @@ class Examples:
         if self.large and any("left-out" in each.dropped for each in loaded.values()):
             # What a format leaves out on purpose is counted, so everything is read.
             self.large, loaded = False, {spec: load(spec, kind, skip_bad=skip_bad) for spec in specs}
+        problems = [problem for each in loaded.values() for problem in each.problems if problem.stops]
+        self.left_out: list[Problem] = [] if self.large else problems
         self.records: list[Record] = [record for each in loaded.values() for record in each.records]
         if self.large:
             large = [spec for spec, each in loaded.items() if len(each.records) > STREAM_ABOVE]
@@ -170,6 +174,17 @@ class Examples:
         for error in bad:
             print(f"Left out: {error}")
         return made
+
+    def list_left_out(self, file: Path) -> None:
+        """Write what is wrong with each row in memory that was left out, a line of JSON each; no file if none was."""
+        import json
+
+        from accord.files import write_text
+
+        rows = [{"source": str(each.source), "rule": each.rule, "what": each.what} for each in self.left_out]
+        if rows:
+            write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            print(f"{len(rows):,} rows could not be used and were left out: {file}")
 
     def _say_shares(self, counts: Mapping[str, int]) -> None:
         total = sum(counts.values())

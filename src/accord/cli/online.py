@@ -71,6 +71,8 @@ def train_online(
     if run.finished:
         print(f"This run is finished: {run.model}")
         return
+    if rank() == 0:
+        examples.list_left_out(out / "skipped.jsonl")
     train(
         policy,
         encoded,

@@ -177,6 +177,7 @@ def _train_on_data(
         labels = [record.label for record in examples.records if isinstance(record, LabelledCompletion)]
         print(loss_config.balance(sum(labels), len(labels) - sum(labels)))
 
+    from accord.engine.distributed import rank
     from accord.models.network import RewardModel
     from accord.models.render import Renderer
     from accord.train import Run, provenance, train_ensemble
@@ -193,6 +194,8 @@ def _train_on_data(
     if run.finished:
         print(f"This run is finished: {run.model}")
         return
+    if rank() == 0:
+        examples.list_left_out(out / "skipped.jsonl")
     train_loop = train_ensemble if settings.reward_model.members > 1 else train_one
     train_loop(network, trees, settings, run, stage=f"Train {recipe}")
     if isinstance(trees, StreamedTrees):

@@ -32,16 +32,24 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadedData(Generic[T]):
-    """Records of one kind, and the rows that were left out: the places, by cause.
+    """Records of one kind, and what is wrong with the rows that were left out.
 
-    Example: ``LoadedData([Demonstration("2 + 2 =", " 4")], rows=2, dropped={"empty": [Source("sums.jsonl", 2)]})``
+    Example: ``LoadedData([Demonstration("2 + 2 =", " 4")], rows=2, problems=[Problem("empty", ...)])``
     """
 
     records: list[T]
     rows: int
-    dropped: dict[str, list[Source]]
+    problems: list[Problem]
     converted: int = 0
     """Pairs that became labels."""
+
+    @property
+    def dropped(self) -> dict[str, list[Source]]:
+        """The places of what was left out, by cause."""
+        places: dict[str, list[Source]] = {}
+        for problem in self.problems:
+            places.setdefault(problem.rule, []).append(problem.source)
+        return places
 
     def summary(self) -> str:
         """One line: ``98 records from 100 rows; dropped 2: empty 2 (a.jsonl:3, a.jsonl:9)``.
@@ -51,11 +59,11 @@ class LoadedData(Generic[T]):
         line = f"{len(self.records):,} records from {self.rows:,} rows"
         if self.converted:
             line += f"; of {self.converted:,} pairs the chosen completion counts as good, the rejected one as bad"
-        dropped = {rule: places for rule, places in self.dropped.items() if rule != "left-out"}
+        dropped = self.dropped
+        left_out = dropped.pop("left-out", [])
         if dropped:
             causes = [f"{rule} {len(places)} ({_places(places)})" for rule, places in dropped.items()]
             line += f"; dropped {sum(map(len, dropped.values())):,}: {', '.join(causes)}"
-        left_out = self.dropped.get("left-out", [])
         return line + (f"; parts left out: {len(left_out):,} ({_places(left_out)})" if left_out else "")
 
 
@@ -123,10 +131,7 @@ def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = Fa
     stopping = [problem for problem in problems if problem.stops]
     if stopping and not skip_bad:
         raise _failure(stopping, rows, spec, kind)
-    dropped: dict[str, list[Source]] = {}
-    for problem in problems:
-        dropped.setdefault(problem.rule, []).append(problem.source)
-    loaded = LoadedData(records, rows, dropped, converted)
+    loaded = LoadedData(records, rows, problems, converted)
     if not records:
         raise EmptyDataError(f"No row gives {kind}: {loaded.summary()}.", where=spec, fix=problems[0].fix)
     return loaded

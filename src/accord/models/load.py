@@ -26,7 +26,7 @@ from accord.models.packing import MicroBatch, pack
 from accord.models.starter import STARTER, starter_directory
 from accord.models.trees import Branch, Tree
 
-__all__ = ["default_device", "load_critic", "load_policy", "load_reward_model", "load_tokenizer"]
+__all__ = ["default_device", "load_critic", "load_judge", "load_policy", "load_reward_model", "load_tokenizer"]
 
 
 transformers.AttentionInterface.register(ATTENTION, branch_attention)
@@ -106,6 +106,19 @@ def load_reward_model(
     network: RewardModel = _finish(RewardModel, model, tokenizer, device)
     network.freeze(settings.frozen_layers)
     network.dropout = settings.dropout
+    return network
+
+
+def load_judge(name: str, *, chat_template: str | None = None) -> RewardModel:
+    """Load a reward model to score with.
+
+    Raises:
+        ModelError: as `load_reward_model`; or its head is new, so that every score would be 0.
+    """
+    network = load_reward_model(name, chat_template=chat_template)
+    if not any(bool(weights.any()) for weights in network.head.parameters()):
+        fix = "Give a model that `accord train reward` has written, or another sequence classifier with one output."
+        raise ModelError("This model has no trained score head.", where=f"reward model {name}", fix=fix)
     return network
 
 

@@ -1,4 +1,4 @@
-"""What runs inside the process of `accord.rewards.sandbox`: it gives up what it may do, then runs the tests.
+"""What runs inside the process of `accord.rewards.python_tests`: it gives up what it may do, then runs the tests.
 
 Started by path as ``python -I -S -B confine.py``, so it imports the standard library only. Standard input is JSON
 ``{before, code, tests, limits, token}``; standard output gets one line ``token index`` for each test that passed.

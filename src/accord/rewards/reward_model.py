@@ -42,14 +42,10 @@ def reward_model(config: RewardModelRewardConfig, tokenizer: Any) -> RewardFunct
     """
     # torch is imported where a reward model is used, and nowhere else in this package.
     from accord.engine.engine import Engine, EngineConfig
-    from accord.errors import ModelError
-    from accord.models.load import load_reward_model
+    from accord.models.load import load_judge
     from accord.models.render import Renderer, signature
 
-    network = load_reward_model(config.model, chat_template=read_template(config.chat_template))
-    if not any(bool(weights.any()) for weights in network.head.parameters()):
-        fix = "Give a model that `accord train reward` has written, or another sequence classifier with one output."
-        raise ModelError("This model has no trained score head.", where=f"reward_model {config.model}", fix=fix)
+    network = load_judge(config.model, chat_template=read_template(config.chat_template))
     renderer = Renderer(network, config.max_tokens)
     engine = Engine(network, EngineConfig())
     same = tokenizer is not None and signature(tokenizer) == signature(network.tokenizer)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accord.config import flatten
 from accord.errors import ConfigError
 
 __all__ = ["read_deepspeed"]
@@ -30,7 +31,7 @@ def read_deepspeed(path: Path) -> tuple[dict[str, Any], list[str]]:
     settings: dict[str, Any] = {}
     idle: list[str] = []
     wrong: list[str] = []
-    flat = _flat(values if isinstance(values, Mapping) else {"": values})
+    flat = flatten(values if isinstance(values, Mapping) else {"": values})
     # What decides the batch may stand in these two alone: then it must be said, else they only say how it is cut.
     batch = {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"} if "train_batch_size" in flat else set()
     for key, value in flat.items():
@@ -46,13 +47,6 @@ def read_deepspeed(path: Path) -> tuple[dict[str, Any], list[str]]:
         fix = "Remove these, or say them in settings of Accord; a batch is said by train_batch_size. See docs/scale.md."
         raise ConfigError(f"Not supported: {', '.join(wrong)}.", where=f"--deepspeed {path}", fix=fix)
     return settings, idle
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _put(settings: dict[str, Any], place: str, value: Any) -> None:

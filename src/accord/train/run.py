@@ -69,6 +69,9 @@ class Run:
         if self._started and not resume:
             fix = "Continue it with --resume, or choose another directory with --out."
             raise RunError("This directory already holds a run.", where=str(self.directory), fix=fix)
+        if self.directory.exists() and not self.directory.is_dir():
+            fix = "Choose another directory with --out."
+            raise RunError("This is a file, not a directory.", where=str(self.directory), fix=fix)
         if self.directory.is_dir() and any(self.directory.iterdir()) and not resume:
             fix = "Choose another directory with --out."
             raise RunError("This directory is not empty and holds no run.", where=str(self.directory), fix=fix)

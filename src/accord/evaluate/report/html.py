@@ -187,7 +187,7 @@ def _headlines(comparison: Comparison) -> dict[str, Measure | None]:
 def _evidence(measure: Measure) -> list[str]:
     before, after = words.value(measure.name, measure.before), words.value(measure.name, measure.after)
     bounds = words.interval(measure.name, measure.interval)
-    p = words.p_value(measure.p_adjusted if measure.p_adjusted is not None else measure.p_value)
+    p = words.p_value(words.adjusted(measure))
     return [f"{before} → {after}", bounds, f"{p} · n\u00a0=\u00a0{measure.n}"]
 
 

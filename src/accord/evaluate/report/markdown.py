@@ -54,7 +54,7 @@ def _headlines(report: Report) -> str:
                 words.value(name, measure.after),
                 words.change(name, measure.difference),
                 words.interval(name, measure.interval),
-                f"{words.p_value(measure.p_adjusted or 0.0)} ({words.which_test(measure)}, Holm)",
+                f"{words.p_value(words.adjusted(measure))} ({words.which_test(measure)}, Holm)",
                 str(measure.n),
             ]
         )

@@ -13,6 +13,7 @@ from accord.stats.intervals import Interval
 
 __all__ = [
     "LABELS",
+    "adjusted",
     "alpha",
     "calibration",
     "ceiling",
@@ -83,6 +84,11 @@ def numbers(bounds: Interval) -> str:
 def p_value(number: float) -> str:
     """ "p = 0.03", "p < 0.001"."""
     return "p < 0.001" if number < 0.001 else f"p = {number:.3f}" if number < 0.1 else f"p = {number:.2f}"
+
+
+def adjusted(measure: Measure) -> float:
+    """The p-value that the verdict rests on: of a headline metric after Holm, of another one as it is."""
+    return measure.p_value if measure.p_adjusted is None else measure.p_adjusted
 
 
 def power(comparison: Comparison) -> str:
