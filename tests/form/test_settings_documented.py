@@ -17,15 +17,16 @@ from accord.models.network import RewardModelConfig
 from accord.sampling.connection import HTTPConfig
 from accord.sampling.request import SamplingConfig
 from accord.train import OnlineConfig, TrainConfig
-from accord.train.online_config import CriticConfig, RolloutConfig
+from accord.train.online_config import CriticConfig, RolloutConfig, WorkersConfig
 from accord.train.validation import ValidationConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 CLASSES = [
     ("", TrainConfig), ("optimizer.", OptimizerConfig), ("engine.", EngineConfig), ("engine.sharding.", ShardingConfig),
     ("lora.", LoRAConfig), ("reward_model.", RewardModelConfig), ("validation.", ValidationConfig),
-    ("", OnlineConfig), ("rollout.", RolloutConfig), ("critic.", CriticConfig), ("sampler.", HTTPConfig),
-    ("", SamplingConfig), ("", RoundConfig), *(("loss.", LOSSES[name].config) for name in LOSSES),
+    ("", OnlineConfig), ("rollout.", RolloutConfig), ("critic.", CriticConfig), ("workers.", WorkersConfig),
+    ("sampler.", HTTPConfig), ("", SamplingConfig), ("", RoundConfig),
+    *(("loss.", LOSSES[name].config) for name in LOSSES),
     *(("advantage.", ADVANTAGES[name].config) for name in ADVANTAGES),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import threading
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from accord.errors import ConfigError, DataError, RunError
 from accord.rewards import Failed, RewardConfig, RewardKind, Rewards, failure_summary, reward_metrics
 from accord.rewards.base import REWARDS, concurrently
-from accord.types import Prompt, Requirement, Reward, Source
+from accord.rewards.mixture import Outcomes
+from accord.rewards.workers import Score, _shared
+from accord.types import Completion, Prompt, Requirement, Reward, Source
 
 PROMPT = Prompt("p", "question")
 
@@ -270,3 +273,31 @@ def test_an_error_in_a_thread_is_raised():
 def test_failed_is_small():
     assert Failed("timeout").reason == "timeout"
     assert not hasattr(Failed("timeout"), "__dict__")
+
+
+def test_rewards_of_several_workers_are_those_of_one() -> None:
+    """Completions of a prompt go to one worker; normalising is over the whole batch, here."""
+    settings = [
+        {"name": "length", "unit": "characters", "max": 2, "normalise": "running"},
+        {"name": "regex", "pattern": "b", "weight": 0.5, "normalise": "batch"},
+    ]
+    seen: list[set[str]] = []
+
+    def worker() -> Score:
+        own = Rewards(settings)
+
+        def score(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Outcomes:
+            seen.append({prompt.id for prompt in prompts})
+            return own.outcomes(prompts, completions)
+
+        return score
+
+    prompts = [Prompt(f"p{k // 3}", "Say:") for k in range(12)]
+    completions = [
+        Completion(prompt.id, "ab" * (k % 5), (1,), (0.0,), (0.0,), "stop", 1.0, k) for k, prompt in enumerate(prompts)
+    ]
+    alone, shared = Rewards(settings), Rewards(settings, score=_shared([worker(), worker(), worker()]))
+    for _ in range(2):
+        assert shared(prompts, completions) == alone(prompts, completions)
+    assert shared.state() == alone.state()
+    assert sorted(map(sorted, seen[:3])) == [["p0", "p3"], ["p1"], ["p2"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from accord.models.network import Critic, Policy
+    from accord.rewards import Rewards
+    from accord.sampling.sampler import Sampler
     from accord.train import OnlineConfig
     from accord.train.rollouts import EncodedPrompt
+    from accord.types import Prompt
 
 __all__ = ["train_online"]
 
@@ -39,54 +43,80 @@ def train_online(
         base: settings under all others.
     """
     from accord.cli.examples import Examples, online_settings_of
-    from accord.engine.distributed import load_device, rank
-    from accord.rewards import Rewards
+    from accord.engine.actors import require_ray
     from accord.types import Prompt
 
     settings = online_settings_of(recipe, data, config, set, base, lora=lora, rewards=reward, sampler=sampler)
+    if settings.workers.samplers or settings.workers.rewards:
+        require_ray("[workers]")
     # Data and rewards are read before the model is loaded: what is wrong with them costs seconds, not minutes.
     examples = Examples(data, settings, "prompts", skip_bad=skip_bad)
     prompts = [record for record in examples.records if isinstance(record, Prompt)]
 
-    from accord.models.load import load_policy, load_tokenizer
+    from accord.engine.distributed import load_device, rank
+    from accord.models.load import load_policy
     from accord.models.render import Renderer
-    from accord.sampling.http import connect
     from accord.train import Run, encode_prompts, method_of, provenance
     from accord.train import train_online as train
 
-    rewards = None
-    if rank() == 0:  # it scores for all processes
-        rewards = Rewards(settings.rewards, load_tokenizer(model, chat_template=settings.template()))
-        rewards.check(prompts)
-    policy = load_policy(model, chat_template=settings.template(), device=load_device())
-    critic = _critic(settings, policy)
-    bad: list[Any] = []
-    renderer = Renderer(policy, settings.max_tokens)
-    encoded = encode_prompts(renderer, prompts, settings.sampling.max_new_tokens, bad if skip_bad else None)
-    for error in bad:
-        print(f"Left out: {error}")
-    facts = provenance(policy, model, examples.name, [], settings.seed)
-    facts["data"] = {"name": examples.name, "rows": len(encoded), "hash": _hash(encoded)}
-    run = Run.open(out, settings, facts, resume=resume)
-    if run.finished:
-        print(f"This run is finished: {run.model}")
-        return
-    if rank() == 0:
-        examples.list_left_out(out / "skipped.jsonl")
-    train(
-        policy,
-        encoded,
-        rewards,
-        settings,
-        run,
-        stage=f"Train {recipe}",
-        reference=_reference(model, settings) if method_of(settings).reads_reference else None,
-        critic=critic,
-        sampler=connect(settings.sampler) if settings.sampler and rank() == 0 else None,
-    )
+    with ExitStack() as workers:
+        # Of a job's processes the first one has the rewards and the sampler.
+        rewards = _rewards(model, settings, prompts, workers) if rank() == 0 else None
+        policy = load_policy(model, chat_template=settings.template(), device=load_device())
+        critic = _critic(settings, policy)
+        bad: list[Any] = []
+        renderer = Renderer(policy, settings.max_tokens)
+        encoded = encode_prompts(renderer, prompts, settings.sampling.max_new_tokens, bad if skip_bad else None)
+        for error in bad:
+            print(f"Left out: {error}")
+        facts = provenance(policy, model, examples.name, [], settings.seed)
+        facts["data"] = {"name": examples.name, "rows": len(encoded), "hash": _hash(encoded)}
+        run = Run.open(out, settings, facts, resume=resume)
+        if run.finished:
+            print(f"This run is finished: {run.model}")
+            return
+        if rank() == 0:
+            examples.list_left_out(out / "skipped.jsonl")
+        train(
+            policy,
+            encoded,
+            rewards,
+            settings,
+            run,
+            stage=f"Train {recipe}",
+            reference=_reference(model, settings) if method_of(settings).reads_reference else None,
+            critic=critic,
+            sampler=_sampler(model, settings, out, workers) if rank() == 0 else None,
+        )
     print(f"Model: {run.model}")
     print(f"What was sampled: {out / 'rollouts.sqlite'}")
     print(f"Next: accord chat --model {run.model}")
+
+
+def _rewards(model: str, settings: OnlineConfig, prompts: Sequence[Prompt], workers: ExitStack) -> Rewards:
+    """The rewards, checked against the prompts; where the settings say so, other processes score."""
+    from accord.models.load import load_tokenizer
+    from accord.rewards import Rewards
+    from accord.rewards.workers import ray_rewards
+
+    tokenizer = load_tokenizer(model, chat_template=settings.template())
+    if settings.workers.rewards:
+        rewards = workers.enter_context(ray_rewards(settings.rewards, tokenizer, settings.workers.rewards))
+    else:
+        rewards = Rewards(settings.rewards, tokenizer)
+    rewards.check(prompts)
+    return rewards
+
+
+def _sampler(model: str, settings: OnlineConfig, out: Path, workers: ExitStack) -> Sampler | None:
+    """What samples in other processes, if the settings name it."""
+    from accord.sampling.http import connect
+    from accord.sampling.pool import ray_samplers
+
+    if settings.workers.samplers:
+        exchange, precision = out.absolute() / "exchange", settings.engine.precision
+        return workers.enter_context(ray_samplers(model, precision, settings.workers.samplers, exchange))
+    return connect(settings.sampler) if settings.sampler else None
 
 
 def _reference(model: str, settings: OnlineConfig) -> Policy | None:

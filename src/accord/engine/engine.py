@@ -61,18 +61,26 @@ class Engine:
     """A network, its optimiser, and the three verbs."""
 
     def __init__(
-        self, network: Network, config: EngineConfig, optimizer: OptimizerConfig | None = None, beside: int = 0
+        self,
+        network: Network,
+        config: EngineConfig,
+        optimizer: OptimizerConfig | None = None,
+        *,
+        beside: int = 0,
+        alone: bool = False,
     ) -> None:
         """
         Args:
             beside: bytes that other networks of this process will take, beyond what is loaded already.
+            alone: in a job of many processes, one of them uses this engine, whole; then it cannot train.
         """
+        in_job = active() and not alone
         self.network, self.config, self.beside = network, config, beside
-        self.device = compute_device() if active() else network.device
+        self.device = compute_device() if in_job else network.device
         self.dtype = resolve_precision(config.precision, self.device)
         self.tokens, self.checkpointing = self._settle(trains=optimizer is not None)
         self.sharded: ShardedNetwork | None = None
-        if active():
+        if in_job:
             self.sharded = ShardedNetwork(network, config.sharding or ShardingConfig(), self.device, self.dtype)
         elif config.sharding:
             fix = "Add --processes N (1 is enough), or leave these settings out."

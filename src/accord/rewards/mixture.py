@@ -26,7 +26,10 @@ from accord.rewards.base import (
 from accord.rewards.custom import CustomConfig, custom
 from accord.types import Completion, Prompt, Reward
 
-__all__ = ["Rewards", "failure_summary", "reward_metrics"]
+__all__ = ["Outcomes", "Rewards", "failure_summary", "reward_metrics"]
+
+Outcomes = dict[str, list[Outcome]]
+"""What every reward says of every completion, by the reward's label."""
 
 _EPSILON = 1e-4
 """Added to a standard deviation before division, as TRL's group-relative advantages do."""
@@ -61,7 +64,7 @@ class _Part:
     label: str
     config: RewardConfig
     kind: RewardKind
-    function: RewardFunction
+    function: RewardFunction | None
     moments: _Moments = field(default_factory=_Moments)
 
 
@@ -74,17 +77,26 @@ class Rewards:
         ('length', 'regex')
     """
 
-    def __init__(self, settings: Sequence[Mapping[str, Any]], tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        settings: Sequence[Mapping[str, Any]],
+        tokenizer: Any = None,
+        *,
+        score: Callable[[Sequence[Prompt], Sequence[Completion]], Outcomes] | None = None,
+    ) -> None:
         """Build every reward.
 
         Args:
             settings: one mapping per reward: `name`, the settings of `RewardConfig` and those of that reward.
             tokenizer: the policy's, where there is one; a reward model with the same one scores the sampler's tokens.
+            score: what takes the place of `outcomes`: other processes that have these rewards. None is built here.
 
         Raises:
             ConfigError: none is given, a setting is wrong, two have the same label, or all have weight 0.
         """
-        self._parts = [_part(dict(each), number, tokenizer) for number, each in enumerate(settings, 1)]
+        here = score is None
+        self._parts = [_part(dict(each), number, tokenizer, build=here) for number, each in enumerate(settings, 1)]
+        self._score = score or self.outcomes
         twice = [label for label, count in Counter(self.labels).items() if count > 1]
         if twice:
             fix = 'Give each a label of its own, e.g. label = "short".'
@@ -127,7 +139,7 @@ class Rewards:
             raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
         if not completions:
             return []
-        outcomes = {part.label: found for part, found in zip(self._parts, self._run(prompts, completions), strict=True)}
+        outcomes = self._score(prompts, completions)
         used = {part.label: _used(part, outcomes[part.label]) for part in self._parts}
         rewards = []
         for k in range(len(completions)):
@@ -137,6 +149,21 @@ class Rewards:
             total = sum(part.config.weight * float(used[part.label][k]) for part in self._parts if part.config.weight)
             rewards.append(Reward(None if np.isnan(total) else float(total), parts, failures))
         return rewards
+
+    def outcomes(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Outcomes:
+        """What every reward says of every completion, before weights, clipping and normalising.
+
+        Raises:
+            ConfigError: as a call does.
+        """
+
+        def outcomes(part: _Part) -> list[Outcome]:
+            return _outcomes(part, prompts, completions)
+
+        # What computes stays in this thread: some functions set alarms, which only the main thread may.
+        waiting = {part.label: beside(partial(outcomes, part)) for part in self._parts if part.kind.waits}
+        computed = {part.label: outcomes(part) for part in self._parts if not part.kind.waits}
+        return {label: waiting[label].result() if label in waiting else computed[label] for label in self.labels}
 
     def state(self) -> dict[str, dict[str, float]]:
         """What `normalise = "running"` has seen so far, for a checkpoint; can be written as JSON."""
@@ -160,15 +187,6 @@ class Rewards:
                 saved = state[part.label]
                 part.moments.count = int(saved["count"])
                 part.moments.mean, part.moments.squares = saved["mean"], saved["squares"]
-
-    def _run(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[list[Outcome]]:
-        def outcomes(part: _Part) -> list[Outcome]:
-            return _outcomes(part, prompts, completions)
-
-        # What computes stays in this thread: some functions set alarms, which only the main thread may.
-        waiting = {part.label: beside(partial(outcomes, part)) for part in self._parts if part.kind.waits}
-        computed = {part.label: outcomes(part) for part in self._parts if not part.kind.waits}
-        return [waiting[part.label].result() if part.kind.waits else computed[part.label] for part in self._parts]
 
 
 def reward_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
@@ -209,7 +227,7 @@ def failure_summary(rewards: Sequence[Reward]) -> str | None:
     return "; ".join(lines) or None
 
 
-def _part(settings: dict[str, Any], number: int, tokenizer: Any) -> _Part:
+def _part(settings: dict[str, Any], number: int, tokenizer: Any, *, build: bool) -> _Part:
     name = settings.get("name")
     where = f"[[rewards]] {number}"
     if not isinstance(name, str):
@@ -217,12 +235,13 @@ def _part(settings: dict[str, Any], number: int, tokenizer: Any) -> _Part:
     own = ":" in name
     kind = RewardKind(CustomConfig, custom) if own else REWARDS[name]
     config = kind.config.build(settings, f"{where} ({name})")
-    build: Callable[[Any, Any], RewardFunction] = kind.build
-    return _Part(config.label or (name.rpartition(":")[2] if own else name), config, kind, build(config, tokenizer))
+    function: RewardFunction | None = kind.build(config, tokenizer) if build else None
+    return _Part(config.label or (name.rpartition(":")[2] if own else name), config, kind, function)
 
 
 def _outcomes(part: _Part, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Outcome]:
     where = f"reward {part.label}"
+    assert part.function is not None
     try:
         values = list(part.function(prompts, completions))
     except Exception as error:

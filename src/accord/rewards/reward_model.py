@@ -47,7 +47,7 @@ def reward_model(config: RewardModelRewardConfig, tokenizer: Any) -> RewardFunct
 
     network = load_judge(config.model, chat_template=read_template(config.chat_template))
     renderer = Renderer(network, config.max_tokens)
-    engine = Engine(network, EngineConfig())
+    engine = Engine(network, EngineConfig(), alone=True)  # one process scores for the whole job
     same = tokenizer is not None and signature(tokenizer) == signature(network.tokenizer)
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Outcome]:

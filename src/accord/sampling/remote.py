@@ -102,12 +102,20 @@ class RemoteSampler:
         """Sample from these weights from now on, under this version; see `Sampler.load`."""
         expected = hash_weights(policy, state)
         path = self._exchange.write(version, policy, state)
-        call = LoadCall(version, expected, str(path), adapter=policy.adapter is not None)
-        status = self._status(self._server.post("/load", TypeAdapter(LoadCall).dump_python(call)))
-        if (status.policy_version, status.weights_hash) != (version, expected):
-            raise stale(self._server.url, (version, expected), (status.policy_version, status.weights_hash))
-        self.policy_version, self.weights_hash = version, expected
+        self.take(LoadCall(version, expected, str(path), adapter=policy.adapter is not None))
         self._exchange.loaded(path)
+
+    def take(self, call: LoadCall) -> None:
+        """Have the server read weights that are written already.
+
+        Raises:
+            StaleWeightsError: it has other weights afterwards.
+        """
+        status = self._status(self._server.post("/load", TypeAdapter(LoadCall).dump_python(call)))
+        wanted, found = (call.policy_version, call.weights_hash), (status.policy_version, status.weights_hash)
+        if wanted != found:
+            raise stale(self._server.url, wanted, found)
+        self.policy_version, self.weights_hash = wanted
 
     def sample(
         self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None

@@ -32,6 +32,7 @@ __all__ = [
     "Method",
     "OnlineConfig",
     "RolloutConfig",
+    "WorkersConfig",
     "importance_cap_of",
     "is_online",
     "method_of",
@@ -93,6 +94,16 @@ class CriticConfig(Config):
         return self
 
 
+class WorkersConfig(Config):
+    """Processes of a Ray cluster beside those that train (`--launcher ray`)."""
+
+    samplers: int = Field(0, ge=0)
+    """Processes that sample, each with the whole model, on a GPU of its own where there are any; 0: those that train
+    do it."""
+    rewards: int = Field(0, ge=0)
+    """Processes that score, each with all rewards; 0: the first process that trains does it."""
+
+
 class OnlineConfig(Config):
     """Everything that decides what an online run computes."""
 
@@ -128,6 +139,7 @@ class OnlineConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     sampler: HTTPConfig | None = None
     """A server that samples (default: this process does)."""
+    workers: WorkersConfig = WorkersConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
 
@@ -206,6 +218,7 @@ def method_of(config: OnlineConfig) -> Method:
     _check_sampling(config, view)
     _check_updates(config, bound, view)
     _check_staleness(config, bound, view)
+    _check_workers(config)
     if view.kind == "prompts":
         return _with_advantage(config, bound)
     _check_examples(config, view)
@@ -286,6 +299,12 @@ def _check_updates(config: OnlineConfig, bound: BoundLoss, view: View) -> None:
         what = f"The loss {config.loss['name']!r} is for one update on what the policy has just sampled."
         fix = 'Set rollout.epochs and rollout.mini_batches to 1, or use loss.name = "ppo_clip".'
         raise ConfigError(what, where="[rollout]", fix=fix)
+
+
+def _check_workers(config: OnlineConfig) -> None:
+    if config.sampler and config.workers.samplers:
+        what = "A server samples already."
+        raise ConfigError(what, where="workers.samplers", fix="Leave it out, or --sampler and [sampler].")
 
 
 def _check_staleness(config: OnlineConfig, bound: BoundLoss, view: View) -> None:
