@@ -1,4 +1,4 @@
-"""The samplers that one contract holds for: the local engine, our server, vLLM where it is installed, and its stand-in.
+"""The samplers that one contract holds for: in this process, our servers, vLLM where it is installed, and its stand-in.
 
 The stand-in speaks vLLM's interface over our engine, so that its client is tested where vLLM is not installed.
 """
@@ -28,7 +28,9 @@ from accord.models.trees import Branch, Tree
 from accord.sampling.connection import Connection, HTTPConfig
 from accord.sampling.http import VLLMSampler
 from accord.sampling.local import LocalSampler
+from accord.sampling.pool import PoolSampler
 from accord.sampling.remote import RemoteSampler
+from accord.sampling.replica import Replica
 from accord.sampling.request import Request, SamplingConfig
 from accord.sampling.sampler import Sampler
 from accord.sampling.serve import SampleServer
@@ -60,7 +62,7 @@ def model(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model", "llama", **VLLM_ENGINE["llama"])
 
 
-@pytest.fixture(params=["local", "server", "stand-in", "vllm"], scope="module")
+@pytest.fixture(params=["local", "replica", "server", "pool", "stand-in", "vllm"], scope="module")
 def engine(request, model, tmp_path_factory) -> Iterator[Engine]:
     policy = load_policy(str(model))
     exchange = tmp_path_factory.mktemp("exchange")
@@ -70,6 +72,12 @@ def engine(request, model, tmp_path_factory) -> Iterator[Engine]:
 
     if request.param == "local":
         yield Engine("local", LocalSampler(policy, "float32"), policy, exact=True, bound=1e-4, second=None)
+    elif request.param == "replica":
+        yield Engine("replica", Replica(policy, "float32"), policy, exact=True, bound=1e-4, second=None)
+    elif request.param == "pool":
+        with running(SampleServer(str(model), precision="float32")) as url:
+            sampler = PoolSampler([lambda: url], exchange)
+            yield Engine("pool", sampler, policy, exact=True, bound=1e-4, second=None)
     elif request.param == "server":
         with running(SampleServer(str(model), precision="float32")) as url:
             sampler, other = RemoteSampler(config(url)), lambda: RemoteSampler(config(url, "second"))

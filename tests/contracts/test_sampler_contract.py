@@ -184,7 +184,7 @@ def test_new_weights_are_sampled_from_under_their_version(engine, model, engine_
 @pytest.mark.usefixtures("restored")
 def test_a_sampler_that_serves_other_weights_is_refused(engine, model):
     if engine.second is None:
-        pytest.skip("the local engine has no weights but the trainer's own")
+        pytest.skip("it has no weights but those that its trainer gives it")
     engine.sampler.load(1, engine.policy)
     other = engine.second()
     other.load(1, changed(model, 1e-6))  # the same version: only the hash tells them apart

@@ -147,6 +147,11 @@ class OnlineConfig(Config):
         """The text of `chat_template`."""
         return read_template(self.chat_template)
 
+    @property
+    def samples_elsewhere(self) -> bool:
+        """Whether other processes than those that train sample."""
+        return self.sampler is not None or self.workers.samplers > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Method:

@@ -58,7 +58,7 @@ class OnlinePlan:
         tokens: unique tokens per micro-batch.
         checkpointing: whether activations are computed again.
         learning: of the policy, at the peak of an update.
-        sampling: of the policy while this process samples; None where a server does.
+        sampling: of the policy while this process samples; None where other processes do.
         critic: bytes of everything at the peak of an update of a critic of its own; 0 without one.
         beside: bytes of what stands beside the policy all the time, by name.
         capacity: bytes that may be used.
@@ -149,7 +149,7 @@ def _plan(
         tokens=tokens,
         checkpointing=checkpointing,
         learning=peaks[0],
-        sampling=None if config.sampler else model.sampling(_workspace(policy, config, longest)),
+        sampling=None if config.samples_elsewhere else model.sampling(_workspace(policy, config, longest)),
         critic=critic,
         beside=beside,
         capacity=usable_memory(policy.device),
@@ -165,7 +165,7 @@ def _beside(policy: Policy, critic: Critic | None, config: OnlineConfig, dtype: 
         beside["reference"] = weights - sum(weight.numel() * (4 - dtype.itemsize) for weight in linears)
     if critic:
         beside["critic"] = 16 * sum(parameter.numel() for parameter in critic.trainable())
-    if config.rollout.max_staleness and not config.sampler:
+    if config.rollout.max_staleness and not config.samples_elsewhere:
         beside["ahead"] = weights + sum(parameter.nbytes for parameter in policy.trainable())
     return beside
 
