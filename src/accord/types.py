@@ -14,6 +14,7 @@ __all__ = [
     "Completion",
     "Content",
     "Demonstration",
+    "Episode",
     "Judgement",
     "LabelledCompletion",
     "Message",
@@ -77,6 +78,7 @@ class Prompt:
     """A prompt that awaits completions.
 
     `answer` is the ground truth that verifiable rewards compare with, where there is one: a number, a text, unit tests.
+    `fields` is the row that it was read from, for environments: any column may say what is special to this prompt.
 
     Example: ``Prompt("p-001", (Message("user", "Name a colour."),), (Requirement("max_words", {"count": 1}),))``
     """
@@ -86,6 +88,26 @@ class Prompt:
     requirements: tuple[Requirement, ...] = ()
     source: Source | None = None
     answer: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What became of a conversation with an environment.
+
+    `messages` are the turns of both after the prompt. `sampled` says of every token of the completion whether the
+    policy said it; the others are what it was shown. `reward` is the sum of what the environment gave, None if it gave
+    none; `failure` says why it failed, where it did. `parts` are named numbers of the environment, summed over turns.
+
+    Example: ``Episode((Message("assistant", "7?"), Message("user", "Lower.")), (True, True, False), 1, 0.0)``
+    """
+
+    messages: tuple[Message, ...]
+    sampled: tuple[bool, ...]
+    turns: int
+    reward: float | None = None
+    failure: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +117,10 @@ class Completion:
     `token_ids` includes the stop token if the model produced one. `logprobs` are those of the sampling distribution
     (after temperature and truncation), `raw_logprobs` those of the model at temperature 1; both in nats, one per token.
     `policy_version` says which weights it was sampled from: it counts what a trainer has given its sampler.
+
+    Of a conversation with an environment (`episode`) the tokens are those of all turns and of what the environment
+    answered between them, whose log-probabilities are 0; `text` is that of the last turn, and `stop_reason` is `length`
+    also where the limit of turns ended it.
 
     Example: ``Completion("p-001", "Blue", (21187, 2), (-0.4, -0.01), (-0.5, -0.02), "stop", temperature=0.8, seed=7)``
     """
@@ -108,6 +134,17 @@ class Completion:
     temperature: float
     seed: int
     policy_version: int = 0
+    episode: Episode | None = None
+
+    @property
+    def sampled(self) -> tuple[bool, ...]:
+        """Which tokens the policy said."""
+        return self.episode.sampled if self.episode else (True,) * len(self.token_ids)
+
+    @property
+    def length(self) -> int:
+        """How many tokens the policy said."""
+        return sum(self.sampled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,32 @@ def test_what_is_finished_is_told(engine):
     told = {}
     completions = engine.sampler.sample(some_requests(), CONFIG, on_finish=told.__setitem__)
     assert [told[index] for index in range(len(completions))] == completions
+
+
+def test_a_request_may_follow_another(engine, engine_logprobs):
+    """Two more turns behind every completion; of the last one, log-probabilities are those behind all that was said."""
+    requests, last, finished = some_requests(2, 2), {}, {}
+
+    def follow(index, completion):
+        asked = last.get(index, (0, requests[index]))
+        future = Future()
+        if asked[0] == 2:
+            future.set_result(None)
+        else:
+            ids = (*asked[1].prompt_ids, *completion.token_ids, 30 + index, 40)
+            last[index] = asked[0] + 1, replace(asked[1], prompt_ids=ids, seed=7 + asked[0], max_new_tokens=5)
+            future.set_result(last[index][1])
+        return future
+
+    completions = engine.sampler.sample(requests, CONFIG, on_finish=finished.__setitem__, follow=follow)
+    assert finished == dict(enumerate(completions))
+    for index, completion in enumerate(completions):
+        turn, request = last[index]
+        assert turn == 2
+        assert completion.seed == 8
+        assert 0 < len(completion.token_ids) <= 5
+        said = engine_logprobs(engine.policy, request.prompt_ids, completion.token_ids)
+        np.testing.assert_allclose(completion.raw_logprobs, said, atol=engine.bound)
 
 
 def test_no_request_no_completion(engine):

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from accord.config import Config
 from accord.registry import Registry
 
-SETTINGS_FIELDS = 20
+SETTINGS_FIELDS = 21
 
 
 @pytest.fixture(scope="module")

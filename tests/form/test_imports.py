@@ -9,7 +9,7 @@ import sys
 # The layout, from records to the command line. A part imports itself and the parts above it.
 ORDER = (
     *("types", "errors", "files", "config", "registry", "tracking", "stats", "store", "data"),
-    *("models", "losses", "advantages", "engine", "sampling", "feedback", "safety", "rewards"),
+    *("models", "losses", "advantages", "engine", "sampling", "feedback", "safety", "rewards", "environments"),
     *("train", "evaluate", "serve", "loop", "testing", "cli", "__main__"),
 )
 PURE = {"types", "errors", "config", "registry"}

@@ -31,13 +31,30 @@ MORE = [
     ("grpo", "loss.kl_coefficient=0.1", "loss.dual_clip=3.0", "rollout.dynamic_sampling=1"),
     ("grpo", "rollout.max_staleness=1"),
     ("ppo", "loss.name=ppo_clip", "critic.model=MODEL"),
+    ("grpo", "environment.name=DIRECTORY/rewards.py:Talk", "environment.max_turn_tokens=4"),
 ]
 """Recipes with settings that add metrics."""
 
 REWARD = """
+from accord.environments import End, Observation
+from accord.types import Message
+
+
 def half(prompts, completions):
     "Nothing of every third completion."
     return [None if k % 3 == 2 else t.token_ids[0] / 259 for k, t in enumerate(completions)]
+
+
+class Talk:
+    "Asks back once; what it counts has a name of its own."
+
+    def __init__(self, prompt, seed):
+        pass
+
+    def reply(self, turn):
+        if turn.number == 1:
+            return Observation((Message("user", "?"),), parts={"questions": 1})
+        return End()
 """
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "brown"]
 
@@ -73,6 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     texts = [{"completion": f" {colour}"} for colour in COLOURS]
     kinds = {
         "prompts": prompts,
+        "conversations": [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in prompts],
         "demonstrations": [{**p, **t} for p, t in zip(prompts, texts, strict=True)],
         "preferences": [
             {**p, "chosen": t["completion"], "rejected": " no"} for p, t in zip(prompts, texts, strict=True)
@@ -94,6 +112,8 @@ def names_of(place: Path, recipe: str, settings: tuple[str, ...], out: Path) -> 
     """What one step of a recipe logs."""
     online = is_online(recipe)
     kind = "prompts" if online else view_of(resolve(recipe)).kind
+    if any(setting.startswith("environment.") for setting in settings):
+        kind = "conversations"
     common = ["batch_size=4", "samples=0", "engine.precision=float32"]
     common += ["steps=1", "sampling.max_new_tokens=24"] if online else ["max_steps=1"]
     words = [
@@ -108,7 +128,7 @@ def names_of(place: Path, recipe: str, settings: tuple[str, ...], out: Path) -> 
     ]
     words += ["--reward", f"{place / 'rewards.py'}:half"] if online else []
     for setting in [*common, *settings]:
-        words += ["--set", setting.replace("MODEL", str(place / "model"))]
+        words += ["--set", setting.replace("MODEL", str(place / "model")).replace("DIRECTORY", str(place))]
     assert run(words) == 0
     (row,) = read_metrics(out)
     return set(row)

@@ -20,6 +20,7 @@ from accord.rewards.workers import Score, _shared
 from accord.types import Completion, Prompt, Requirement, Reward, Source
 
 PROMPT = Prompt("p", "question")
+COMPLETION = Completion("p", "", (), (), (), "stop", temperature=1.0, seed=0)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_running_means_are_those_of_everything_seen(batches):
     for batch in batches:
         seen += batch
         resumed.restore(json.loads(json.dumps(rewards.state())))
-        values = [each.value for each in rewards([PROMPT] * len(batch), [None] * len(batch))]
+        values = [each.value for each in rewards([PROMPT] * len(batch), [COMPLETION] * len(batch))]
         deviation = statistics.stdev(seen) if len(seen) > 1 else 0
         expected = [(value - statistics.fmean(seen)) / (deviation + 1e-4) for value in batch]
         assert values == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -248,7 +249,7 @@ def test_rewards_that_wait_run_beside_the_others():
 
     REWARDS._rows |= {"one": RewardKind(RewardConfig, meet, waits=True), "two": RewardKind(RewardConfig, meet)}
     try:
-        (found,) = Rewards([{"name": "one"}, {"name": "two"}])([PROMPT], [None])
+        (found,) = Rewards([{"name": "one"}, {"name": "two"}])([PROMPT], [COMPLETION])
     finally:
         del REWARDS._rows["one"], REWARDS._rows["two"]
     assert found.value == 2

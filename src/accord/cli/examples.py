@@ -59,12 +59,14 @@ def online_settings_of(
     lora: bool,
     rewards: Sequence[str],
     sampler: str | None,
+    environment: str | None = None,
 ) -> OnlineConfig:
     """The same for a recipe that learns from what the policy samples.
 
     Args:
         rewards: names of rewards that need no settings.
         sampler: address of a server that samples.
+        environment: name of what answers the policy; its rewards are the run's where no others are named.
 
     Raises:
         ConfigError: a wrong setting; data or rewards are named nowhere, or in two places.
@@ -72,10 +74,14 @@ def online_settings_of(
     from accord.train import resolve_online
 
     given = _adapters(assignments, lora=lora) | ({"sampler": {"url": sampler}} if sampler else {})
-    named = resolve_online(recipe, config, assignments, given, base).rewards
+    given |= {"environment": {"name": environment}} if environment else {}
+    settings = resolve_online(recipe, config, assignments, given, base)
+    named = settings.rewards
     if named and rewards:
         fix = "Leave out --reward, or [[rewards]] in the settings."
         raise ConfigError("The settings name rewards already.", where="--reward", fix=fix)
+    if settings.environment and not named and not rewards:
+        rewards = ("environment",)
     if not named and not rewards:
         fix = "Give --reward NAME, e.g. --reward exact_answer, or [[rewards]] in --config; docs/rewards.md lists them."
         raise ConfigError("No reward is named.", where="--reward", fix=fix)

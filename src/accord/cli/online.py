@@ -12,10 +12,13 @@ from accord.errors import MissingDataError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from accord.environments import Environments
     from accord.models.network import Critic, Policy
+    from accord.models.render import Renderer
     from accord.rewards import Rewards
     from accord.sampling.sampler import Sampler
     from accord.train import OnlineConfig
+    from accord.train.conversations import Conversations
     from accord.train.rollouts import EncodedPrompt
     from accord.types import Prompt
 
@@ -35,6 +38,7 @@ def train_online(
     skip_bad: bool,
     reward: tuple[str, ...],
     sampler: str | None,
+    environment: str | None,
     base: Mapping[str, Any],
 ) -> None:
     """Train by an online recipe; see `accord.cli.train.train`.
@@ -44,9 +48,12 @@ def train_online(
     """
     from accord.cli.examples import Examples, online_settings_of
     from accord.engine.actors import require_ray
+    from accord.environments import environments_of
     from accord.types import Prompt
 
-    settings = online_settings_of(recipe, data, config, set, base, lora=lora, rewards=reward, sampler=sampler)
+    settings = online_settings_of(
+        recipe, data, config, set, base, lora=lora, rewards=reward, sampler=sampler, environment=environment
+    )
     if settings.workers.samplers or settings.workers.rewards:
         require_ray("[workers]")
     # Data and rewards are read before the model is loaded: what is wrong with them costs seconds, not minutes.
@@ -54,23 +61,27 @@ def train_online(
     prompts = [record for record in examples.records if isinstance(record, Prompt)]
 
     from accord.engine.distributed import load_device, rank
-    from accord.models.load import load_policy
+    from accord.models.load import load_policy, load_tokenizer
     from accord.models.render import Renderer
     from accord.train import Run, encode_prompts, method_of, provenance
     from accord.train import train_online as train
 
+    tokenizer = load_tokenizer(model, chat_template=settings.template())
+    environments = environments_of(settings.environment, tokenizer) if settings.environment else None
     with ExitStack() as workers:
         # Of a job's processes the first one has the rewards and the sampler.
-        rewards = _rewards(model, settings, prompts, workers) if rank() == 0 else None
+        rewards = _rewards(tokenizer, settings, prompts, workers) if rank() == 0 else None
         policy = load_policy(model, chat_template=settings.template(), device=load_device())
         critic = _critic(settings, policy)
         bad: list[Any] = []
         renderer = Renderer(policy, settings.max_tokens)
-        encoded = encode_prompts(renderer, prompts, settings.sampling.max_new_tokens, bad if skip_bad else None)
+        talk = _conversations(environments, renderer, settings, prompts)
+        tools = environments.tools if environments else ()
+        encoded = encode_prompts(renderer, prompts, settings.sampling.max_new_tokens, bad if skip_bad else None, tools)
         for error in bad:
             print(f"Left out: {error}")
         facts = provenance(policy, model, examples.name, [], settings.seed)
-        facts["data"] = {"name": examples.name, "rows": len(encoded), "hash": _hash(encoded)}
+        facts["data"] = {"name": examples.name, "rows": len(encoded), "hash": _hash(encoded, fields=bool(environments))}
         run = Run.open(out, settings, facts, resume=resume)
         if run.finished:
             print(f"This run is finished: {run.model}")
@@ -87,19 +98,31 @@ def train_online(
             reference=_reference(model, settings) if method_of(settings).reads_reference else None,
             critic=critic,
             sampler=_sampler(model, settings, out, workers) if rank() == 0 else None,
+            conversations=talk,
         )
     print(f"Model: {run.model}")
     print(f"What was sampled: {out / 'rollouts.sqlite'}")
     print(f"Next: accord chat --model {run.model}")
 
 
-def _rewards(model: str, settings: OnlineConfig, prompts: Sequence[Prompt], workers: ExitStack) -> Rewards:
+def _conversations(
+    environments: Environments | None, renderer: Renderer, settings: OnlineConfig, prompts: Sequence[Prompt]
+) -> Conversations | None:
+    """How policy and environments talk, once the chat template was tried with the first prompt."""
+    from accord.train.conversations import Conversations
+
+    if environments is None:
+        return None
+    renderer.check_turns(prompts[0].content, environments.role, environments.tools, prompts[0].source)
+    rewarded = any(each["name"] == "environment" for each in settings.rewards)
+    return Conversations(environments, renderer, settings.sampling, rewarded=rewarded)
+
+
+def _rewards(tokenizer: Any, settings: OnlineConfig, prompts: Sequence[Prompt], workers: ExitStack) -> Rewards:
     """The rewards, checked against the prompts; where the settings say so, other processes score."""
-    from accord.models.load import load_tokenizer
     from accord.rewards import Rewards
     from accord.rewards.workers import ray_rewards
 
-    tokenizer = load_tokenizer(model, chat_template=settings.template())
     if settings.workers.rewards:
         rewards = workers.enter_context(ray_rewards(settings.rewards, tokenizer, settings.workers.rewards))
     else:
@@ -142,10 +165,12 @@ def _critic(settings: OnlineConfig, policy: Policy) -> Critic | None:
     return load_critic(name, policy.tokenizer, device=load_device()) if name else None
 
 
-def _hash(prompts: Sequence[EncodedPrompt]) -> str:
-    """Of everything that sampling and rewards read of a prompt."""
+def _hash(prompts: Sequence[EncodedPrompt], *, fields: bool) -> str:
+    """Of everything that sampling, rewards and (`fields`) environments read of a prompt."""
     state = hashlib.blake2b(digest_size=16)
     for each in prompts:
         state.update(len(each.ids_P).to_bytes(8, "little") + each.ids_P.tobytes())
         state.update(repr((each.prompt.content, each.prompt.answer, each.prompt.requirements)).encode())
+        if fields:
+            state.update(repr(each.prompt.fields).encode())
     return state.hexdigest()

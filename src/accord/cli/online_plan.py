@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from accord.cli.plan import advised, duration, parts
-from accord.errors import RunError
+from accord.errors import ConfigError, RunError
 from accord.tracking import Progress
 
 if TYPE_CHECKING:
@@ -68,6 +68,12 @@ def plan_online(
     from accord.types import Prompt
 
     settings = online_settings_of(recipe, data, config, set, lora=lora, rewards=reward, sampler=sampler)
+    if settings.environment:
+        what = "A plan samples completions of one turn, and these settings name an environment."
+        fix = (
+            "Leave out [environment], and plan with a reward that needs none: sampling.max_new_tokens bounds the whole."
+        )
+        raise ConfigError(what, where="[environment]", fix=fix)
     examples = Examples(data, settings, "prompts")
     prompts = [record for record in examples.records if isinstance(record, Prompt)]
 

@@ -33,6 +33,7 @@ def train(
     skip_bad: bool = False,
     reward: tuple[str, ...] = (),
     sampler: str | None = None,
+    environment: str | None = None,
     processes: int | None = None,
     launcher: Literal["local", "ray"] = "local",
     deepspeed: Path | None = None,
@@ -69,6 +70,8 @@ def train(
         Online recipes: a reward, e.g. exact_answer; repeat for more. [[rewards]] of --config can give them settings.
     sampler
         Online recipes: address of a server that samples, e.g. http://127.0.0.1:8001 (docs/sampling.md).
+    environment
+        Online recipes: what answers the model between its turns, `tools` or ./file.py:Class (docs/online.md).
     processes
         Share the model among so many processes (docs/scale.md); one for each GPU.
     launcher
@@ -78,6 +81,7 @@ def train(
     """
     options: dict[str, Any] = {"model": model, "data": data, "out": out, "config": config, "set": set, "lora": lora}
     options |= {"resume": resume, "skip_bad": skip_bad, "deepspeed": deepspeed, "reward": reward, "sampler": sampler}
+    options["environment"] = environment
     if processes is None and launcher == "ray":
         fix = "Give the number of workers, e.g. --processes 2"
         raise ConfigError("How many workers?", where="--launcher ray", fix=fix)
@@ -142,7 +146,7 @@ def _train(recipe: str, options: Mapping[str, Any]) -> None:
 
         train_online(recipe, **given, base=base)
         return
-    refuse_online(recipe, given.pop("reward"), given.pop("sampler"))
+    refuse_online(recipe, given.pop("reward"), given.pop("sampler"), given.pop("environment"))
     _train_on_data(recipe, **given, base=base)
 
 
@@ -210,13 +214,13 @@ def _train_on_data(
         print(f"Next: accord chat --model {run.model}")
 
 
-def refuse_online(recipe: str, reward: tuple[str, ...], sampler: str | None) -> None:
+def refuse_online(recipe: str, reward: tuple[str, ...], sampler: str | None, environment: str | None = None) -> None:
     """What belongs to online recipes alone.
 
     Raises:
         ConfigError: it is given.
     """
-    for flag, value in (("--reward", reward), ("--sampler", sampler)):
+    for flag, value in (("--reward", reward), ("--sampler", sampler), ("--environment", environment)):
         if value:
             what = f"The recipe {recipe!r} learns from data, not from what the model samples."
             raise ConfigError(what, where=flag, fix="Leave it out, or use an online recipe, such as grpo.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar, overload
 
 from accord.data.formats import FORMATS, matching_formats, read_row, read_units, split_format
@@ -123,7 +123,7 @@ def load(spec: str, kind: Kind, limit: int | None = None, *, skip_bad: bool = Fa
                 records += labelled(record) if isinstance(record, PreferencePair) else [record]
                 converted += isinstance(record, PreferencePair)
         else:
-            records += result
+            records += [replace(record, fields=row) if isinstance(record, Prompt) else record for record in result]
         if limit is not None and len(records) >= limit:
             records = records[:limit]
             break

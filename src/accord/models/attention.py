@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from accord.errors import ModelError
 from accord.models import attention_flex
-from accord.models.kv_cache import Decode, Prefill
+from accord.models.kv_cache import Decode, Extension, Prefill
 from accord.models.packing import MicroBatch, Span, TreeLayout
 
 __all__ = ["ATTENTION", "branch_attention", "kept_cells", "no_mask"]
@@ -45,7 +45,7 @@ def branch_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001  (part of the interface; the layout is the mask)
     *,
-    batch: MicroBatch | Prefill | Decode,
+    batch: MicroBatch | Prefill | Extension | Decode,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -54,8 +54,9 @@ def branch_attention(
 ) -> tuple[Tensor, None]:
     """Attention over a packed row of prompt trees.
 
-    A sampler hands in a `Prefill` (keys and values are recorded, too) or a `Decode` (one token of each of M sequences,
-    against its cache: query [M, H, 1, D], key and value [M, K, 1, D], result [M, 1, H, D]).
+    A sampler hands in a `Prefill` (keys and values are recorded, too), an `Extension` (tokens behind sequences that it
+    has kept), or a `Decode` (one token of each of M sequences, against its cache: query [M, H, 1, D], key and value
+    [M, K, 1, D], result [M, 1, H, D]).
 
     Args:
         query: [1, H, T, D]; key and value: [1, K, T, D], positions already applied.
@@ -76,6 +77,8 @@ def branch_attention(
     with torch.autocast(device, enabled=False):
         if isinstance(batch, Decode):
             return batch.attend(module, query, key, value, scale, sliding_window, softcap), None
+        if isinstance(batch, Extension):
+            return _extend(module, query[0], key[0], value[0], batch, scale, sliding_window, softcap)[None], None
         if isinstance(batch, Prefill):
             batch.states[module] = key[0], value[0]
             batch = batch.row
@@ -95,6 +98,34 @@ def _attend(
 ) -> Tensor:
     attended: Tensor = _BranchAttention.apply(query, key, value, batch, scale, window, softcap)
     return attended
+
+
+def _extend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Extension,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of new tokens to kept sequences, and what is then kept of them: [T, H, D], zero behind the last."""
+    H, T, _ = query.shape
+    attended_THD = value.new_zeros(T, H, value.shape[-1])
+    start = 0
+    for kept, length, states in zip(batch.kept, batch.lengths, batch.states, strict=True):
+        new = slice(start, start + length)
+        states[module] = kept.behind(module, key[:, new], value[:, new])
+        keys, values = (torch.cat(pair, dim=1) for pair in zip(kept.prompt(module), states[module], strict=True))
+        before = keys.shape[1] - length
+        for rows, seen in _causal(Span(0, length)):
+            block = _Block(Span(start + rows.start, rows.length), (Span(0, before + seen.length),))
+            q, k, v = _states(query, keys, values, block)
+            weights, _ = _weights(q, k, batch, block, scale, window, softcap)
+            attended_THD[start + rows.start :][: rows.length] = _join(torch.bmm(weights, v), H)[: rows.length]
+        start += length
+    return attended_THD
 
 
 BACK_ENDS: dict[str, Callable[..., Tensor]] = {"cuda": attention_flex.attend}
@@ -237,7 +268,13 @@ def _scatter(grad_KTD: Tensor, grad_KSD: Tensor, columns: tuple[Span, ...]) -> N
 
 
 def _weights(
-    q: Tensor, k: Tensor, batch: MicroBatch, block: _Block, scale: float, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    batch: MicroBatch | Extension,
+    block: _Block,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention weights [K, R·L, S], and the slope of the soft cap where there is one."""
     mask = _mask(batch, block, q.shape[1] // block.shape[0], window, q)
@@ -247,7 +284,7 @@ def _weights(
     return torch.softmax(bent * softcap + mask, dim=-1), 1 - bent * bent
 
 
-def _mask(batch: MicroBatch, block: _Block, repeat: int, window: int | None, like: Tensor) -> Tensor:
+def _mask(batch: MicroBatch | Extension, block: _Block, repeat: int, window: int | None, like: Tensor) -> Tensor:
     """Additive mask [1, R·L, S], made once for all layers and all blocks of one shape."""
     total = sum(span.length for span in block.columns)
     lengths = tuple(span.length for span in (block.tree.prompt, *block.tree.branches)) if block.tree else None

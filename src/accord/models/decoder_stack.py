@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.models.fuse import GatedMLP, RMSNorm
-from accord.models.kv_cache import Decode, Prefill, SlotCache
+from accord.models.kv_cache import Decode, Kept, Prefill, SlotCache
 from accord.models.native import Native, native
 from accord.models.packing import MicroBatch, Part, pack_one
 from accord.models.trees import Tree
@@ -106,7 +106,7 @@ def _try(body: Any) -> DecoderStack | None:
         body(input_ids=rows.input_ids_T[None], position_ids=rows.positions_T[None], batch=prefill, use_cache=False)
         for cache in caches:
             for slot, tree in enumerate(rows.layout[:2]):
-                cache.enter(prefill, tree.prompt, slice(slot, slot + 1))
+                cache.enter(Kept(prefill, tree.prompt), slice(slot, slot + 1))
         for _ in range(2):
             listening = _Listening(caches[0].extend(2, positions))
             own = body(input_ids=tokens[:, None], position_ids=positions[:, None], batch=listening, use_cache=False)

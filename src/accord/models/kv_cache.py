@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from accord.models.native import Native, native
 from accord.models.packing import MicroBatch, Span
 
-__all__ = ["Decode", "Prefill", "SlotCache"]
+__all__ = ["Decode", "Extension", "Kept", "Prefill", "SlotCache", "States"]
+
+States = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Keys and values of every attention module: [K, T, D] and [K, T, E]."""
 
 _ROUND = 32
 """Columns are added by this many: often enough to read few idle ones, seldom enough to copy little."""
@@ -36,7 +39,42 @@ class Prefill:
     """A packed row of prompts whose keys and values ([K, T, D] per attention module) are recorded."""
 
     row: MicroBatch
-    states: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    states: States = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A sequence outside of the slots: its prompt stands at `span` of a prefilled row, `own` is what came after it."""
+
+    prefill: Prefill
+    span: Span
+    own: States = field(default_factory=dict)
+
+    def behind(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Its own keys and values, and these behind them."""
+        if module not in self.own:
+            return key, value
+        own_key, own_value = self.own[module]
+        return torch.cat([own_key, key], dim=1), torch.cat([own_value, value], dim=1)
+
+    def prompt(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Keys and values of its prompt."""
+        own = slice(self.span.start, self.span.start + self.span.length)
+        key, value = self.prefill.states[module]
+        return key[:, own], value[:, own]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extension:
+    """New tokens behind kept sequences, packed: they see their own sequence and, causally, each other.
+
+    Their keys and values are recorded behind those of their sequence, one dict for each.
+    """
+
+    kept: Sequence[Kept]
+    lengths: Sequence[int]
+    states: Sequence[States]
+    masks: dict[object, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,16 +98,33 @@ class SlotCache:
         self._prompt_of, self._start = [0] * slots, [0] * slots
         self._seating: _Seating | None = None
 
-    def enter(self, prefill: Prefill, span: Span, slots: slice) -> None:
-        """Let `slots` begin behind one prompt of a prefilled row."""
+    def enter(self, kept: Kept, slots: slice) -> None:
+        """Let `slots` go on behind a kept sequence."""
+        prefill, span = kept.prefill, kept.span
         row = next((g for g, (own, at) in enumerate(self._prompts) if own is prefill and at == span), None)
         if row is None:
             row = len(self._prompts)
             self._prompts.append((prefill, span))
             self._fit_prompts(row)
         count = slots.stop - slots.start
-        self._prompt_of[slots], self._start[slots] = [row] * count, [self.length] * count
+        own = next((key.shape[1] for key, _ in kept.own.values()), 0)
+        if own > self.length:
+            self._shift(own - self.length)
+        columns = slice(self.length - own, self.length)
+        for module, (key, value) in kept.own.items():
+            self.layers[module].keys[slots, :, :, columns] = key.transpose(1, 2)
+            self.layers[module].values[slots, :, columns] = value
+        self._prompt_of[slots], self._start[slots] = [row] * count, [columns.start] * count
         self._seating = None
+
+    def keep(self, slot: int) -> Kept:
+        """A copy of what stands in a slot."""
+        own = slice(self._start[slot], self.length)
+        states = {
+            module: (layer.keys[slot, :, :, own].transpose(1, 2).clone(), layer.values[slot, :, own].clone())
+            for module, layer in self.layers.items()
+        }
+        return Kept(*self._prompts[self._prompt_of[slot]], states if own.stop > own.start else {})
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot to another."""
@@ -104,6 +159,16 @@ class SlotCache:
             layer.keys = _resized(layer.keys[..., kept], self.slots, self._columns, dim=3)
             layer.values = _resized(layer.values[:, :, kept], self.slots, self._columns, dim=2)
 
+    def _shift(self, by: int) -> None:
+        """Let everything begin so many columns later."""
+        self._start = [start + by for start in self._start]
+        self._columns = _round(self.length + by + 1)
+        for layer in self.layers.values():
+            keys, values = layer.keys[..., : self.length], layer.values[:, :, : self.length]
+            layer.keys = _resized(keys, self.slots, self._columns, dim=3).roll(by, dims=3)
+            layer.values = _resized(values, self.slots, self._columns, dim=2).roll(by, dims=2)
+        self.length += by
+
     def _fit_prompts(self, first: int) -> None:
         """Have rows and columns for all prompts; those from `first` on are new and are written."""
         width = _round(max(span.length for _, span in self._prompts))
@@ -112,7 +177,8 @@ class SlotCache:
             layer = self.layers.get(module) or self._new_layer(key, value)
             self.layers[module] = layer
             if width != self._width or rows > len(layer.prompt_keys):
-                capacity = max(rows, min(2 * len(layer.prompt_keys), self.slots))
+                before = len(layer.prompt_keys)
+                capacity = max(rows, before, min(2 * before, self.slots))
                 kept = min(width, self._width)
                 layer.prompt_keys = _resized(layer.prompt_keys[..., :kept], capacity, width, dim=3)
                 layer.prompt_values = _resized(layer.prompt_values[:, :, :kept], capacity, width, dim=2)

@@ -30,8 +30,13 @@ from accord.types import (
     Source,
 )
 
-__all__ = ["Renderer", "sampled_tree", "signature"]
+__all__ = ["Renderer", "Tools", "sampled_tree", "signature"]
 
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of functions, as chat templates show them to a model."""
+
+_THINK = "<think>"
+_THOUGHT = f"{_THINK}\nA thought.\n</think>\n\n"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -115,13 +120,93 @@ class Renderer:
         except RowError as error:
             return error
 
-    def prompt(self, content: Content, source: Source | None = None) -> IntArray:
+    def prompt(self, content: Content, source: Source | None = None, tools: Tools = ()) -> IntArray:
         """The tokens of a prompt that awaits a completion."""
-        text = content if isinstance(content, str) else self._chat(content, generation=True, source=source)
-        ((tokens, _),) = self._encode([(text, isinstance(content, str))])
+        if isinstance(content, str):
+            ((tokens, _),) = self._encode([(content, True)])
+        else:
+            ((tokens, _),) = self._encode([(self._chat(content, generation=True, source=source, tools=tools), False)])
         if len(tokens) >= self.max_tokens:
             raise self._too_long(len(tokens), source)
         return tokens
+
+    def observation(
+        self,
+        prompt: Content,
+        messages: Sequence[Message],
+        source: Source | None = None,
+        tools: Tools = (),
+        *,
+        stopped: bool,
+    ) -> IntArray:
+        """The tokens that follow a turn of the model: what closes it, then these messages, then its next turn's start.
+
+        Args:
+            prompt: what the conversation began with.
+            stopped: whether the turn has ended with a stop token, which then is not repeated.
+
+        Raises:
+            RowError: the chat template refuses these messages.
+            ChatTemplateError: it does not show where an answer ends.
+        """
+        text, start = self._behind(prompt, messages, source, tools)
+        if stopped:
+            stops = [str(self.tokenizer.convert_ids_to_tokens(int(token))) for token in self.stop_ids]
+            rest = text[start:]
+            closing = max((stop for stop in stops if rest.lstrip().startswith(stop)), key=len, default="")
+            start += rest.find(closing) + len(closing) if closing else 0
+        ((tokens, ends),) = self._encode([(text, False)])
+        first = int(np.searchsorted(ends, start, side="right"))
+        if first == 0 or ends[first - 1] != start:
+            what = "A token holds both the end of an answer and what the chat template puts behind it."
+            raise ChatTemplateError(
+                what, where=_at(source), fix="Use a template that ends answers with a special token."
+            )
+        return tokens[first:]
+
+    def check_turns(self, prompt: Content, role: str, tools: Tools = (), source: Source | None = None) -> None:
+        """Check that a conversation can go on from the tokens that were sampled, where messages of this role answer.
+
+        That is: the text of a conversation begins with the text that it had a turn before, and goes on with what was
+        said since. What was said holds a thought, too, where the template knows of thoughts.
+
+        Raises:
+            RowError: the prompt is plain text, or the chat template refuses answers of this role.
+            ChatTemplateError: earlier turns are written differently once others follow; or tools are not shown.
+        """
+        observed = Message(role, "What was observed.")
+        text, end = self._behind(prompt, [observed], source, tools)
+        assert not isinstance(prompt, str)
+        start = self._chat(prompt, generation=True, source=source, tools=tools)
+        if tools and start == self._chat(prompt, generation=True, source=source):
+            fix = "Use a model that was trained with tools, or --set chat_template=PATH_OF_A_JINJA_FILE."
+            raise ChatTemplateError("The chat template does not show tools to the model.", fix=fix)
+        thoughts = ["", _THOUGHT] if _THINK in str(self.tokenizer.chat_template) else [""]
+        for answer in (thought + "What was said." for thought in thoughts):
+            said = answer.removeprefix(f"{_THINK}\n") if start.rstrip().endswith(_THINK) else answer
+            before, messages = start, list(prompt)
+            for _ in range(2):
+                messages += [Message("assistant", answer), observed]
+                after = self._chat(messages, generation=True, source=source, tools=tools)
+                if not after.startswith(before) or not after[len(before) :].endswith(said + text[end:]):
+                    raise _rewritten(before + said, after, role)
+                before = after
+
+    def _behind(
+        self, prompt: Content, messages: Sequence[Message], source: Source | None, tools: Tools
+    ) -> tuple[str, int]:
+        """A text in which these messages follow an answer, and where the answer ends."""
+        if isinstance(prompt, str):
+            fix = 'Write the prompts as messages: [{"role": "user", "content": …}]; docs/data.md shows how.'
+            raise RowError("A plain-text prompt begins no conversation.", where=_at(source), fix=fix)
+        mark = "‖answer‖"
+        turns = (*prompt, Message("assistant", mark), *messages)
+        text = self._chat(turns, generation=True, source=source, tools=tools)
+        before, found, _ = text.rpartition(mark)
+        if not found or any(mark in message.content for message in (*prompt, *messages)):
+            what = "The chat template does not show where an answer ends."
+            raise ChatTemplateError(what, where=_at(source), fix="Use a template that writes out every message.")
+        return text, len(before) + len(mark)
 
     def _drafts(self, record: Record) -> list[_Draft]:
         parts = _parts(record)
@@ -216,7 +301,7 @@ class Renderer:
             raise RowError("The completion holds no assistant turn.", where=_at(source), fix=fix)
         return text, spans
 
-    def _chat(self, messages: Sequence[Message], *, generation: bool, source: Source | None) -> str:
+    def _chat(self, messages: Sequence[Message], *, generation: bool, source: Source | None, tools: Tools = ()) -> str:
         if not self.tokenizer.chat_template:
             fix = "Use an instruction-tuned model, plain-text data, or --set chat_template=PATH_OF_A_JINJA_FILE."
             raise ChatTemplateError(
@@ -224,7 +309,9 @@ class Renderer:
             )
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+            rendered: str = self.tokenizer.apply_chat_template(
+                turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=generation
+            )
         except Exception as error:  # a template may raise anything; jinja2 wraps what it raises itself
             fix = "Check the roles and their order against the model's chat template."
             raise RowError(f"The chat template refuses these messages: {error}", where=_at(source), fix=fix) from None
@@ -275,9 +362,10 @@ def _parts(record: Record) -> _Parts:
 def sampled_tree(
     prompt_ids: IntArray, completions: Sequence[Completion], ranks: tuple[int, ...], source: Source | None = None
 ) -> Tree:
-    """A tree from the sampler's own tokens; every sampled token carries loss."""
-    tokens = [np.array(completion.token_ids, dtype=np.int64) for completion in completions]
-    branches = tuple(Branch(each, np.ones(len(each), dtype=np.bool_)) for each in tokens)
+    """A tree from the sampler's own tokens; every sampled token carries loss, and no other."""
+    branches = tuple(
+        Branch(np.array(each.token_ids, dtype=np.int64), np.array(each.sampled, dtype=np.bool_)) for each in completions
+    )
     return Tree(prompt_ids, branches, ranks, source=source)
 
 
@@ -286,6 +374,18 @@ def signature(tokenizer: Any) -> tuple[str, str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return vocabulary, str(tokenizer.chat_template or "")
+
+
+def _rewritten(expected: str, found: str, role: str) -> ChatTemplateError:
+    pairs = zip(expected, found, strict=False)
+    differing = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
+    at = max(0, differing - 20)
+    what = (
+        "The chat template writes earlier turns differently once others follow, so a conversation cannot go on from "
+        f"the tokens that were sampled: {expected[at:]!r:.90} becomes {found[at:]!r:.90}."
+    )
+    fix = "Give a template that only appends: --set chat_template=PATH_OF_A_JINJA_FILE"
+    return ChatTemplateError(what, where=f"a message of the role {role!r}", fix=fix)
 
 
 def _at(source: Source | None) -> str | None:

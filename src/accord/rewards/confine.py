@@ -1,7 +1,8 @@
 """What runs inside the process of `accord.rewards.python_tests`: it gives up what it may do, then runs the tests.
 
 Started by path as ``python -I -S -B confine.py``, so it imports the standard library only. Standard input is JSON
-``{before, code, tests, limits, token}``; standard output gets one line ``token index`` for each test that passed.
+``{before, code, tests, limits, token}``; standard output gets one line ``token index`` for each test that passed. Of
+``{code, limits}`` it gets what the code prints.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "limit",
     "program",
     "run",
+    "show",
     "statements",
 ]
 
@@ -209,13 +211,33 @@ def run(before: str, code: str, tests: str, passed: Callable[[int], None]) -> No
         index += is_test
 
 
+def show(code: str) -> None:
+    """Run the code; print the value of its last statement where that is an expression, or its exception."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    try:
+        body = ast.parse(code).body
+        last = body[-1] if body else None
+        before = body[:-1] if isinstance(last, ast.Expr) else body
+        exec(compile(ast.Module(before, []), "program.py", "exec"), names)
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), "program.py", "eval"), names)
+            if value is not None:
+                print(repr(value))
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+
+
 def main() -> None:
     task = json.load(sys.stdin)
-    report, token = os.dup(1), task["token"]
+    report, token = os.dup(1), task.get("token")
     with open(os.devnull, "r+b") as nothing:
-        for descriptor in (0, 1, 2):
+        for descriptor in (0, 2) if token is None else (0, 1, 2):
             os.dup2(nothing.fileno(), descriptor)
     confine(os.getcwd(), task["limits"])
+    if token is None:
+        show(task["code"])
+        os._exit(0)
 
     def passed(index: int) -> None:
         os.write(report, f"{token} {index}\n".encode())

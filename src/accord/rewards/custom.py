@@ -18,7 +18,7 @@ from accord.errors import ConfigError
 from accord.rewards.base import Outcome, RewardConfig, RewardFunction, beside
 from accord.types import Completion, Prompt
 
-__all__ = ["CustomConfig", "custom", "import_function"]
+__all__ = ["CustomConfig", "custom", "import_callable"]
 
 
 class CustomConfig(RewardConfig):
@@ -31,33 +31,36 @@ class CustomConfig(RewardConfig):
 
 def custom(config: CustomConfig, _tokenizer: Any) -> RewardFunction:
     """The function that `name` names, called as it is."""
-    function = import_function(config.name)
+    define = "Define it: def name(prompts, completions) -> list."
+    function: RewardFunction = import_callable(config.name, "function", "rewards", define)
     return function if config.timeout is None else _Timed(function, config.timeout)
 
 
-def import_function(spec: str) -> RewardFunction:
-    """The function behind ``package.module:function`` or ``path/to/file.py:function`` (from the current directory).
+def import_callable(spec: str, noun: str, where: str, define: str) -> Any:
+    """What stands behind ``package.module:name`` or ``path/to/file.py:name`` (from the current directory).
+
+    Args:
+        noun: what it is, and `where` it is named: for errors; `define` is the advice where there is none.
 
     Raises:
         ConfigError: it cannot be imported, is not there, or cannot be called; the message gives the reason.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():
-        fix = "Write package.module:function or ./file.py:function"
-        raise ConfigError(f"{spec!r} names no function.", where="rewards", fix=fix)
+        fix = f"Write package.module:{noun} or ./file.py:{noun}"
+        raise ConfigError(f"{spec!r} names no {noun}.", where=where, fix=fix)
     try:
         module = _load(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except ConfigError:
         raise
     except Exception as error:
-        fix = "Mend it; of a file in the current directory, write ./file.py:function"
+        fix = f"Mend it; of a file in the current directory, write ./file.py:{noun}"
         what = f"{place} cannot be imported: {type(error).__name__}: {error}"
-        raise ConfigError(what, where=f"rewards, {spec}", fix=fix) from None
-    function: Any = getattr(module, name, None)
-    if not callable(function):
-        what = f"{place} has no function {name!r}." if function is None else f"{name!r} is not a function."
-        raise ConfigError(what, where=f"rewards, {spec}", fix="Define it: def name(prompts, completions) -> list.")
-    found: RewardFunction = function
+        raise ConfigError(what, where=f"{where}, {spec}", fix=fix) from None
+    found: Any = getattr(module, name, None)
+    if not callable(found):
+        what = f"{place} has no {noun} {name!r}." if found is None else f"{name!r} is not a {noun}."
+        raise ConfigError(what, where=f"{where}, {spec}", fix=define)
     return found
 
 

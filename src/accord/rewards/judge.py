@@ -109,7 +109,8 @@ def judge(config: JudgeConfig, _tokenizer: Any) -> RewardFunction:
 
 def _question(template: str, prompt: Prompt, completion: Completion) -> str:
     # In one go: braces in the texts themselves are no place holders.
-    texts = {"{prompt}": _read(prompt.content), "{completion}": completion.text}
+    said = _read(completion.episode.messages) if completion.episode else completion.text
+    texts = {"{prompt}": _read(prompt.content), "{completion}": said}
     return re.sub(r"\{prompt\}|\{completion\}", lambda match: texts[match[0]], template)
 
 

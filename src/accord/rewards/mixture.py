@@ -130,7 +130,7 @@ class Rewards:
         """The reward of every completion; prompt k belongs to completion k.
 
         value = Σ weight · part, each part clipped and normalised as its settings say; None if a part of any weight
-        failed. Rewards that wait for others run beside those that compute.
+        failed. Rewards that wait for others run beside those that compute. Where the environment failed, all do.
 
         Raises:
             ConfigError: a reward returned another number of values than there are completions, or no numbers.
@@ -139,7 +139,13 @@ class Rewards:
             raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
         if not completions:
             return []
-        outcomes = self._score(prompts, completions)
+        broken = [_environment_failure(completion) for completion in completions]
+        whole = [k for k, failure in enumerate(broken) if not failure]
+        scored = self._score([prompts[k] for k in whole], [completions[k] for k in whole]) if whole else {}
+        outcomes: dict[str, list[Outcome]] = {label: [Failed(each) for each in broken] for label in self.labels}
+        for label, values in scored.items():
+            for k, value in zip(whole, values, strict=True):
+                outcomes[label][k] = value
         used = {part.label: _used(part, outcomes[part.label]) for part in self._parts}
         rewards = []
         for k in range(len(completions)):
@@ -237,6 +243,12 @@ def _part(settings: dict[str, Any], number: int, tokenizer: Any, *, build: bool)
     config = kind.config.build(settings, f"{where} ({name})")
     function: RewardFunction | None = kind.build(config, tokenizer) if build else None
     return _Part(config.label or (name.rpartition(":")[2] if own else name), config, kind, function)
+
+
+def _environment_failure(completion: Completion) -> str:
+    """Why its conversation broke off; empty if it did not."""
+    episode = completion.episode
+    return f"environment: {episode.failure}" if episode and episode.failure else ""
 
 
 def _outcomes(part: _Part, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Outcome]:

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from accord.rewards.base import (
 )
 from accord.types import Completion, Prompt
 
-__all__ = ["PythonTestsConfig", "code_of", "program_of", "python_tests", "run_tests"]
+__all__ = ["PythonTestsConfig", "code_of", "program_of", "python_tests", "run_shown", "run_tests"]
 
 _BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 _REPORT = 1 << 20
@@ -125,7 +125,7 @@ def program_of(prompt: Prompt, text: str) -> tuple[str, str]:
 
 
 def run_tests(before: str, code: str, tests: str, config: PythonTestsConfig) -> int:
-    """How many of the tests pass. Whatever the process started is killed before this returns.
+    """How many of the tests pass.
 
     Args:
         before: what the code goes on with, if the two are Python together.
@@ -135,19 +135,37 @@ def run_tests(before: str, code: str, tests: str, config: PythonTestsConfig) -> 
         OSError: no process could be started.
     """
     token = secrets.token_hex(16)
+    report, _ = _confined({"before": before, "code": code, "tests": tests, "token": token}, config)
+    return sum(f"{token} " in line for line in set(report.splitlines()))
+
+
+def run_shown(code: str, config: PythonTestsConfig) -> str:
+    """What a program prints, and the value of its last statement where that is an expression; or its exception.
+
+    Raises:
+        ValueError: it was stopped at a limit; the message says so.
+        TimeoutError: it did not end in time.
+        OSError: no process could be started.
+    """
+    report, status = _confined({"code": code}, config)
+    if status:
+        raise ValueError(f"{report}\nstopped at its limit of {config.cpu_seconds} CPU seconds or memory".strip())
+    return report.strip()
+
+
+def _confined(task: Mapping[str, str], config: PythonTestsConfig) -> tuple[str, int]:
+    """What `accord.rewards.confine` writes in a process of its own, how that ended; all it started is killed."""
     limits = config.model_dump(include={"cpu_seconds", "memory_mb", "file_mb"})
     with (
         tempfile.TemporaryDirectory(prefix="accord-", ignore_cleanup_errors=True) as directory,
-        tempfile.TemporaryFile() as task,
+        tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as report,
     ):
-        task.write(
-            json.dumps({"before": before, "code": code, "tests": tests, "limits": limits, "token": token}).encode()
-        )
-        task.seek(0)
+        given.write(json.dumps({**task, "limits": limits}).encode())
+        given.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(Path(confine.__file__))],
-            stdin=task,
+            stdin=given,
             stdout=report,
             stderr=subprocess.DEVNULL,
             cwd=directory,
@@ -163,8 +181,7 @@ def run_tests(before: str, code: str, tests: str, config: PythonTestsConfig) -> 
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         report.seek(0)
-        lines = set(report.read(_REPORT).decode(errors="replace").splitlines())
-    return sum(f"{token} " in line for line in lines)
+        return report.read(_REPORT).decode(errors="replace"), process.returncode
 
 
 REWARDS.add("python_tests", RewardKind(PythonTestsConfig, python_tests, needs="answer", waits=True))

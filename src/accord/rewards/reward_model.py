@@ -88,9 +88,11 @@ def _tree(renderer: Renderer, prompt: Prompt, completions: Sequence[Completion],
         longest = len(prompt_P) + max(len(completion.token_ids) for completion in completions)
         if longest <= renderer.max_tokens:
             return sampled_tree(prompt_P, completions, ranks, prompt.source)
-    texts = tuple(completion.text for completion in completions)
     plain = isinstance(prompt.content, str)
-    contents: tuple[Content, ...] = texts if plain else tuple((Message("assistant", text),) for text in texts)
+    contents: tuple[Content, ...] = tuple(
+        each.text if plain else each.episode.messages if each.episode else (Message("assistant", each.text),)
+        for each in completions
+    )
     return renderer.tree(Ranking(prompt.content, contents, ranks, prompt.source))
 
 

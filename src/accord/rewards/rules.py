@@ -121,7 +121,7 @@ class LengthConfig(RewardConfig):
 def length(config: LengthConfig, _prompt: Prompt, completion: Completion) -> Outcome:
     """1 inside the range; outside it falls linearly to 0."""
     if config.unit == "tokens":
-        count = len(completion.token_ids)
+        count = completion.length
     else:
         count = len(completion.text.split() if config.unit == "words" else completion.text)
     if config.min is not None and count < config.min:

@@ -14,26 +14,34 @@ import torch
 from torch import Tensor
 
 from accord.models.decoder_stack import DecoderStack
-from accord.models.kv_cache import Decode, Prefill, SlotCache
+from accord.models.kv_cache import Decode, Extension, Kept, Prefill, SlotCache
 from accord.models.network import Policy
-from accord.models.packing import Part, Span, pack_one
+from accord.models.packing import Part, pack_one
 from accord.models.trees import Tree
 
-__all__ = ["CachedDecoder", "Decoder", "Prefix", "RecomputingDecoder"]
+__all__ = ["CachedDecoder", "Decoder", "Prefix", "RecomputingDecoder", "Stem"]
 
 _ROUND = 8
 """Rows of a step are rounded up to this: oneDNN prepares its kernels anew for every new number of rows."""
+_PREFILL_ROUND = 32
+"""So are those of several tokens of a sequence."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stem:
+    """Tokens that are computed; with a cache, `kept` is what it holds of them."""
+
+    token_ids: tuple[int, ...]
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """A computed prompt that can be forked into slots."""
+    """A stem that can be forked into slots."""
 
-    prompt_ids: tuple[int, ...]
+    stem: Stem
     hidden_D: Tensor
     """What the model says after its last token."""
-    prefill: Prefill | None = None
-    span: Span | None = None
 
 
 class Decoder(Protocol):
@@ -41,6 +49,12 @@ class Decoder(Protocol):
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
         """Compute prompts."""
+
+    def keep(self, slot: int, token_ids: tuple[int, ...]) -> Stem:
+        """A copy of what a slot holds: these tokens."""
+
+    def extend(self, stems: Sequence[tuple[Stem, tuple[int, ...]]]) -> list[Prefix]:
+        """Compute new tokens behind each stem; what is computed of the stem is not computed again."""
 
     def fork(self, prefix: Prefix, slots: slice) -> None:
         """Put a prompt into slots."""
@@ -67,14 +81,30 @@ class CachedDecoder:
         hidden_TD = self._hidden(row.input_ids_T[None], row.positions_T[None], prefill)[0]
         spans = [tree.prompt for tree in row.layout[: len(prompts)]]
         return [
-            Prefix(ids, hidden_TD[span.start + span.length - 1], prefill, span)
+            Prefix(Stem(ids, Kept(prefill, span)), hidden_TD[span.start + span.length - 1])
             for ids, span in zip(prompts, spans, strict=True)
         ]
 
+    def keep(self, slot: int, token_ids: tuple[int, ...]) -> Stem:
+        return Stem(token_ids, self._cache.keep(slot))
+
+    def extend(self, stems: Sequence[tuple[Stem, tuple[int, ...]]]) -> list[Prefix]:
+        kept = [stem.kept for stem, _ in stems if stem.kept is not None]
+        batch = Extension(kept, [len(new) for _, new in stems], [{} for _ in stems])
+        ids_T = [token for _, new in stems for token in new]
+        positions_T = [len(stem.token_ids) + place for stem, new in stems for place in range(len(new))]
+        idle = [0] * (-len(ids_T) % _PREFILL_ROUND)
+        rows_2T = torch.tensor([ids_T + idle, positions_T + idle], device=self._device)
+        hidden_TD = self._hidden(rows_2T[:1], rows_2T[1:], batch)[0]
+        ends = np.cumsum(batch.lengths).tolist()
+        return [
+            Prefix(Stem((*stem.token_ids, *new), Kept(own.prefill, own.span, states)), hidden_TD[end - 1])
+            for (stem, new), own, states, end in zip(stems, kept, batch.states, ends, strict=True)
+        ]
+
     def fork(self, prefix: Prefix, slots: slice) -> None:
-        assert prefix.prefill is not None
-        assert prefix.span is not None
-        self._cache.enter(prefix.prefill, prefix.span, slots)
+        assert prefix.stem.kept is not None
+        self._cache.enter(prefix.stem.kept, slots)
 
     def move(self, source: int, target: int, length: int) -> None:  # noqa: ARG002
         self._cache.move(source, target)
@@ -89,7 +119,7 @@ class CachedDecoder:
             return self._stack.step(tokens_M1[:, 0], batch, positions_M, self._dtype)[:M]
         return self._hidden(tokens_M1, positions_M[:, None], batch)[:M, 0]
 
-    def _hidden(self, ids: Tensor, positions: Tensor, batch: Prefill | Decode) -> Tensor:
+    def _hidden(self, ids: Tensor, positions: Tensor, batch: Prefill | Extension | Decode) -> Tensor:
         result: Tensor = self._body(
             input_ids=ids, position_ids=positions, batch=batch, use_cache=False
         ).last_hidden_state
@@ -104,10 +134,16 @@ class RecomputingDecoder:
         self._slots: list[tuple[int, ...]] = [()] * slots
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
-        return [Prefix(ids, self._last(ids)) for ids in prompts]
+        return [Prefix(Stem(ids), self._last(ids)) for ids in prompts]
+
+    def keep(self, slot: int, token_ids: tuple[int, ...]) -> Stem:  # noqa: ARG002
+        return Stem(token_ids)
+
+    def extend(self, stems: Sequence[tuple[Stem, tuple[int, ...]]]) -> list[Prefix]:
+        return self.start([(*stem.token_ids, *new) for stem, new in stems])
 
     def fork(self, prefix: Prefix, slots: slice) -> None:
-        self._slots[slots] = [prefix.prompt_ids] * (slots.stop - slots.start)
+        self._slots[slots] = [prefix.stem.token_ids] * (slots.stop - slots.start)
 
     def move(self, source: int, target: int, length: int) -> None:
         self._slots[target] = self._slots[source][:length]

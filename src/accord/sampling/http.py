@@ -17,7 +17,7 @@ from accord.models.network import Policy
 from accord.sampling.connection import Connection, HTTPConfig
 from accord.sampling.remote import Exchange, RemoteSampler
 from accord.sampling.request import Request, SamplingConfig, completion_seed
-from accord.sampling.sampler import OnFinish, Sampler, hash_weights
+from accord.sampling.sampler import Follow, OnFinish, Sampler, hash_weights
 from accord.sampling.stops import text_of
 from accord.types import Completion, Prompt, StopReason
 
@@ -105,9 +105,17 @@ class VLLMSampler:
         self._exchange.loaded(path)
 
     def sample(
-        self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        *,
+        on_finish: OnFinish | None = None,
+        follow: Follow | None = None,
     ) -> list[Completion]:
-        """One completion per request, in the order of the requests; see `Sampler.sample`."""
+        """One completion per request, in the order of the requests; see `Sampler.sample`.
+
+        That what requests have in common is computed once is up to vLLM's prefix cache.
+        """
         settings = [request.settings(config) for request in requests]
         for request in requests:
             if not request.prompt_ids:
@@ -116,8 +124,14 @@ class VLLMSampler:
         self._verify()
         if self._processed is None and any(each.shaped for each in settings):
             self._processed = self._answers_processed()
-        pairs = list(zip(requests, settings, strict=True))
-        completions = _concurrently(lambda pair: self._complete(*pair), pairs, self._workers, on_finish)
+
+        def complete(index: int) -> Completion:
+            completion = self._complete(requests[index], settings[index])
+            while follow is not None and (request := follow(index, completion).result()) is not None:
+                completion = self._complete(request, request.settings(config))
+            return completion
+
+        completions = _concurrently(complete, range(len(requests)), self._workers, on_finish)
         self._verify()
         return completions
 

@@ -2,6 +2,7 @@
 
 A prompt is computed once and forked into its completions; finished completions leave at once and waiting prompts enter.
 Which token comes next depends on the sequence and on its own random numbers, never on what else is in the batch.
+A completion that another request may follow keeps its keys and values: only what is new in that request is computed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,9 +24,9 @@ from accord.errors import ConfigError, DataError
 from accord.models.decoder_stack import decoder_stack
 from accord.models.network import Policy
 from accord.sampling.choose import Shaping, choose
-from accord.sampling.decode import CachedDecoder, Decoder, Prefix, RecomputingDecoder
+from accord.sampling.decode import CachedDecoder, Decoder, Prefix, RecomputingDecoder, Stem
 from accord.sampling.request import Request, SamplingConfig, uniforms
-from accord.sampling.sampler import OnFinish, hash_weights
+from accord.sampling.sampler import Follow, OnFinish, hash_weights
 from accord.sampling.stops import StopStrings, text_of
 from accord.sampling.weights import cast_linears
 from accord.types import Completion, StopReason
@@ -33,6 +35,10 @@ __all__ = ["LocalSampler", "OnToken"]
 
 _PREFILL_TOKENS = 1024
 """Prompts are computed together up to this many tokens: enough to fill the processor, few enough for its memory."""
+
+_ANSWER_STEPS = 4
+"""Steps that others go on while a request to follow is made; then it is waited for. It enters after so many steps and
+not when it is there: the last bits of log-probabilities depend on the company, and are to be the same every time."""
 
 OnToken = Callable[[int, int, float], None]
 """Called with the index of a request, a token of its completion and the token's log-probability, as it is sampled."""
@@ -68,34 +74,42 @@ class LocalSampler:
         config: SamplingConfig,
         *,
         on_finish: OnFinish | None = None,
+        follow: Follow | None = None,
         on_token: OnToken | None = None,
     ) -> list[Completion]:
-        """Sample one completion per request, in the order of the requests.
+        """Sample one completion per request, in the order of the requests; see `Sampler.sample`.
 
         Args:
-            on_finish: called with the index of a request and its completion as soon as that is finished.
             on_token: called for every token of every completion, as it is sampled.
 
         Raises:
             ConfigError: a request asks for a seed, a setting or a token that does not exist.
             DataError: a prompt is empty, or with `max_new_tokens` longer than the model's context.
         """
-        settings = [request.settings(config) for request in requests]
-        vocabulary = self.policy.head.weight_VD.shape[0]
-        for request, own in zip(requests, settings, strict=True):
-            self._check(request, own, vocabulary)
+
+        def make(index: int, request: Request) -> _Sequence:
+            return self._sequence(index, request, config)
+
+        sequences = [make(index, request) for index, request in enumerate(requests)]
         with self._ready() as decoder:
-            run = _Run(self.policy, decoder, requests, settings, config.max_batch)
-            run.version, run.on_finish, run.on_token = self.policy_version, on_finish, on_token
+            run = _Run(self.policy, decoder, sequences, config.max_batch, make)
+            run.version, run.on_finish, run.on_token, run.follow = self.policy_version, on_finish, on_token, follow
             return run.completions()
 
     def kept_per_token(self) -> int:
         """Bytes of keys and values that a token keeps while sequences grow; none where each is computed anew."""
         with self._ready() as decoder:
-            prefill = decoder(1).start([(0,)])[0].prefill
-        if prefill is None:
+            kept = decoder(1).start([(0,)])[0].stem.kept
+        if kept is None:
             return 0
-        return sum(states.nbytes // states.shape[1] for pair in prefill.states.values() for states in pair)
+        return sum(states.nbytes // states.shape[1] for pair in kept.prefill.states.values() for states in pair)
+
+    def _sequence(self, index: int, request: Request, config: SamplingConfig) -> _Sequence:
+        """The completion to make of a request, once that is checked."""
+        settings = request.settings(config)
+        self._check(request, settings, self.policy.head.weight_VD.shape[0])
+        stops = StopStrings(self.policy.tokenizer, settings.stop) if settings.stop else None
+        return _Sequence(index, request, settings, uniforms(request.seed, settings.max_new_tokens), stops)
 
     def _check(self, request: Request, settings: SamplingConfig, vocabulary: int) -> None:
         if not request.prompt_ids:
@@ -152,6 +166,17 @@ class _Sequence:
         return len(self.request.prompt_ids) + len(self.token_ids) - 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Resting:
+    """A finished turn whose successor is being made; it is waited for at step `due`."""
+
+    row: _Sequence
+    completion: Completion
+    stem: Stem
+    successor: Future[Request | None]
+    due: int
+
+
 class _Run:
     """One call of `sample`: sequence `live[m]` stands in slot m of the decoder."""
 
@@ -159,36 +184,58 @@ class _Run:
         self,
         policy: Policy,
         decoder: Callable[[int], Decoder],
-        requests: Sequence[Request],
-        settings: Sequence[SamplingConfig],
+        sequences: Sequence[_Sequence],
         max_batch: int,
+        make: Callable[[int, Request], _Sequence],
     ) -> None:
-        self.policy, self.version = policy, 0
+        self.policy, self.version, self.make = policy, 0, make
         self.on_finish: OnFinish | None = None
         self.on_token: OnToken | None = None
+        self.follow: Follow | None = None
         self.head, self.output = policy.head, policy.model.get_output_embeddings()
         self.stop_ids = frozenset(policy.stop_ids)
-        self.slots = min(max_batch, max(len(requests), 1))
+        self.slots = min(max_batch, max(len(sequences), 1))
         self.decoder = decoder(self.slots)
-        self.finished: list[Completion | None] = [None] * len(requests)
+        self.finished: list[Completion | None] = [None] * len(sequences)
+        self.steps = 0
         self.live: list[_Sequence] = []
+        self.resting: deque[_Resting] = deque()
         self.entering: deque[tuple[Prefix, deque[_Sequence]]] = deque()
         groups: dict[tuple[int, ...], deque[_Sequence]] = {}
-        for index, (request, own) in enumerate(zip(requests, settings, strict=True)):
-            stops = StopStrings(policy.tokenizer, own.stop) if own.stop else None
-            numbers = uniforms(request.seed, own.max_new_tokens)
-            groups.setdefault(request.prompt_ids, deque()).append(_Sequence(index, request, own, numbers, stops))
+        for sequence in sequences:
+            groups.setdefault(sequence.request.prompt_ids, deque()).append(sequence)
         self.waiting = deque(groups.items())
 
     def completions(self) -> list[Completion]:
         """Run until every request is finished."""
-        while self.live or self.entering or self.waiting:
+        while self.live or self.entering or self.waiting or self.resting:
+            self._resume()
             self._admit()
             if self.live:
+                self.steps += 1
                 tokens = [sequence.token_ids[-1] for sequence in self.live]
                 positions = [sequence.cached for sequence in self.live]
                 self._extend(0, self.decoder.step(tokens, positions))
         return [completion for completion in self.finished if completion is not None]
+
+    def _resume(self) -> None:
+        """Let successors that are due enter before new prompts; each brings its slot's keys and values along."""
+        idle = not (self.live or self.entering or self.waiting)
+        found: list[tuple[_Sequence, Stem]] = []
+        while self.resting and (idle or self.resting[0].due <= self.steps):
+            resting = self.resting.popleft()
+            request = resting.successor.result()
+            if request is None:
+                self._finish(resting.row, resting.completion)
+                continue
+            said = (*resting.row.request.prompt_ids, *resting.row.token_ids)
+            if request.prompt_ids[: len(said)] != said:
+                raise ValueError("A request that follows another begins with that one's prompt and completion.")
+            found.append((self.make(resting.row.index, request), resting.stem))
+        stems = [(stem, row.request.prompt_ids[len(stem.token_ids) :]) for row, stem in found]
+        prefixes = [prefix for part in _parts(stems) for prefix in self.decoder.extend(part)]
+        entering = [(prefix, deque([row])) for prefix, (row, _) in zip(prefixes, found, strict=True)]
+        self.entering.extendleft(reversed(entering))
 
     def _admit(self) -> None:
         """Fill free slots, prompt by prompt, and sample the first token of what enters."""
@@ -238,7 +285,11 @@ class _Run:
             row = self.live[slot]
             reason = self._ended(row)
             if reason is not None:
-                self._finish(row, reason)
+                completion = self._completion(row, reason)
+                if self.follow is None:
+                    self._finish(row, completion)
+                else:
+                    self._rest(row, completion, slot)
                 last = self.live.pop()
                 if last is not row:
                     self.decoder.move(len(self.live), slot, last.cached)
@@ -249,8 +300,14 @@ class _Run:
             return "stop"
         return "length" if len(row.token_ids) == row.settings.max_new_tokens else None
 
-    def _finish(self, row: _Sequence, reason: StopReason) -> None:
-        completion = Completion(
+    def _rest(self, row: _Sequence, completion: Completion, slot: int) -> None:
+        assert self.follow is not None
+        stem = self.decoder.keep(slot, (*row.request.prompt_ids, *row.token_ids[:-1]))
+        successor = self.follow(row.index, completion)
+        self.resting.append(_Resting(row, completion, stem, successor, self.steps + _ANSWER_STEPS))
+
+    def _completion(self, row: _Sequence, reason: StopReason) -> Completion:
+        return Completion(
             prompt_id=row.request.prompt_id,
             text=text_of(self.policy.tokenizer, row.token_ids, self.stop_ids, row.settings.stop),
             token_ids=tuple(row.token_ids),
@@ -261,9 +318,23 @@ class _Run:
             seed=row.request.seed,
             policy_version=self.version,
         )
+
+    def _finish(self, row: _Sequence, completion: Completion) -> None:
         self.finished[row.index] = completion
         if self.on_finish is not None:
             self.on_finish(row.index, completion)
+
+
+def _parts(stems: Sequence[tuple[Stem, tuple[int, ...]]]) -> Iterator[list[tuple[Stem, tuple[int, ...]]]]:
+    """What is computed together: as many new tokens as one packed row takes."""
+    part: list[tuple[Stem, tuple[int, ...]]] = []
+    for stem, new in stems:
+        if part and sum(len(each) for _, each in part) + len(new) > _PREFILL_TOKENS:
+            yield part
+            part = []
+        part.append((stem, new))
+    if part:
+        yield part
 
 
 def _shaping(rows: Sequence[SamplingConfig], device: torch.device) -> Shaping:

@@ -22,7 +22,7 @@ from accord.models.network import Policy
 from accord.sampling.connection import HTTPConfig
 from accord.sampling.remote import Exchange, LoadCall, RemoteSampler
 from accord.sampling.request import Request, SamplingConfig
-from accord.sampling.sampler import OnFinish, hash_weights, split
+from accord.sampling.sampler import Follow, OnFinish, by_turns, hash_weights, split
 from accord.types import Completion
 
 __all__ = ["PoolSampler", "ray_samplers"]
@@ -61,9 +61,25 @@ class PoolSampler:
         self.policy_version, self.weights_hash = version, expected
 
     def sample(
-        self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        *,
+        on_finish: OnFinish | None = None,
+        follow: Follow | None = None,
     ) -> list[Completion]:
         """One completion per request, in the order of the requests; see `Sampler.sample`.
+
+        Requests that follow are divided among the servers anew, turn by turn.
+        """
+        if follow is None:
+            return self._sample(requests, config, on_finish)
+        return by_turns(lambda turn, tell: self._sample(turn, config, tell), requests, follow, on_finish)
+
+    def _sample(
+        self, requests: Sequence[Request], config: SamplingConfig, on_finish: OnFinish | None
+    ) -> list[Completion]:
+        """What was asked for, all at once.
 
         Where a server fails for good, the others finish their shares before its error is raised.
         """

@@ -18,7 +18,7 @@ from accord.errors import SamplerError, StaleWeightsError
 from accord.models.network import Policy
 from accord.sampling.connection import Connection, HTTPConfig, TransientError, accord_error
 from accord.sampling.request import Request, SamplingConfig
-from accord.sampling.sampler import OnFinish, hash_weights
+from accord.sampling.sampler import Follow, OnFinish, by_turns, hash_weights
 from accord.types import Completion
 
 __all__ = ["ENGINE", "Exchange", "LoadCall", "RemoteSampler", "SampleCall", "Status"]
@@ -118,9 +118,24 @@ class RemoteSampler:
         self.policy_version, self.weights_hash = wanted
 
     def sample(
-        self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        *,
+        on_finish: OnFinish | None = None,
+        follow: Follow | None = None,
     ) -> list[Completion]:
-        """One completion per request, in the order of the requests; see `Sampler.sample`."""
+        """One completion per request, in the order of the requests; see `Sampler.sample`.
+
+        Turn by turn: all requests that follow are sent together, and their prompts are computed as wholes.
+        """
+        if follow is None:
+            return self._sample(requests, config, on_finish)
+        return by_turns(lambda turn, tell: self._sample(turn, config, tell), requests, follow, on_finish)
+
+    def _sample(
+        self, requests: Sequence[Request], config: SamplingConfig, on_finish: OnFinish | None
+    ) -> list[Completion]:
         finished: dict[int, Completion] = {}
         failures = 0
         while len(finished) < len(requests):

@@ -14,7 +14,7 @@ from accord.errors import AccordError, StaleWeightsError
 from accord.models.network import Policy
 from accord.sampling.local import LocalSampler
 from accord.sampling.request import Request, SamplingConfig
-from accord.sampling.sampler import OnFinish, split
+from accord.sampling.sampler import Follow, OnFinish, by_turns, split
 from accord.types import Completion
 
 __all__ = ["RankSampler", "Replica"]
@@ -71,9 +71,24 @@ class RankSampler:
         self.policy_version = version
 
     def sample(
-        self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        *,
+        on_finish: OnFinish | None = None,
+        follow: Follow | None = None,
     ) -> list[Completion]:
-        """One completion per request, in the order of the requests; see `Sampler.sample`. Rank 0 calls it."""
+        """One completion per request, in the order of the requests; see `Sampler.sample`. Rank 0 calls it.
+
+        Turn by turn: all requests that follow are divided among the processes anew, and computed as wholes.
+        """
+        if follow is None:
+            return self._sample(requests, config, on_finish)
+        return by_turns(lambda turn, tell: self._sample(turn, config, tell), requests, follow, on_finish)
+
+    def _sample(
+        self, requests: Sequence[Request], config: SamplingConfig, on_finish: OnFinish | None
+    ) -> list[Completion]:
         call_all((list(requests), config))
         finished: dict[int, Completion] = {}
         for outcome in self._outcomes(requests, config):

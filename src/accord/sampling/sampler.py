@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,10 +16,17 @@ from accord.models.network import Policy, whole
 from accord.sampling.request import Request, SamplingConfig
 from accord.types import Completion
 
-__all__ = ["OnFinish", "Sampler", "hash_weights", "split"]
+__all__ = ["Follow", "OnFinish", "Sampler", "by_turns", "hash_weights", "split"]
 
 OnFinish = Callable[[int, Completion], None]
 """Called with the index of a request and its completion as soon as that is finished."""
+
+Follow = Callable[[int, Completion], Future[Request | None]]
+"""Called, in any thread, with the index of a request and its completion: is there another request to follow it?
+
+Its prompt begins with prompt and completion of the one before, of which nothing is computed again. It counts as the
+same request from then on: it has the index, and its completion takes the place of the one before.
+"""
 
 
 class Sampler(Protocol):
@@ -48,9 +56,18 @@ class Sampler(Protocol):
         """
 
     def sample(
-        self, requests: Sequence[Request], config: SamplingConfig, *, on_finish: OnFinish | None = None
+        self,
+        requests: Sequence[Request],
+        config: SamplingConfig,
+        *,
+        on_finish: OnFinish | None = None,
+        follow: Follow | None = None,
     ) -> list[Completion]:
         """One completion per request, in the order of the requests.
+
+        Args:
+            on_finish: told, in this thread, of every request that is finished and not followed by another.
+            follow: makes requests of several turns; `sample` returns, and tells of, the last completion of each.
 
         Raises:
             ConfigError: a request asks for what does not exist.
@@ -58,6 +75,40 @@ class Sampler(Protocol):
             StaleWeightsError: the sampler does not serve the weights that it was given.
             SamplerError: its server cannot be reached, or answers what cannot be used.
         """
+
+
+def by_turns(
+    sample: Callable[[Sequence[Request], OnFinish], object],
+    requests: Sequence[Request],
+    follow: Follow,
+    on_finish: OnFinish | None,
+) -> list[Completion]:
+    """Requests and those that follow, where a sampler takes all at once: a turn of all of them, then the next.
+
+    Args:
+        sample: samples requests, and tells of each completion as it is finished.
+    """
+    last: dict[int, Completion] = {}
+    pending = dict(enumerate(requests))
+    while pending:
+        indices = list(pending)
+        turn: dict[int, tuple[Completion, Future[Request | None]]] = {}
+
+        def ask(place: int, completion: Completion, indices: list[int] = indices, turn: Any = turn) -> None:
+            turn[indices[place]] = completion, follow(indices[place], completion)
+
+        sample(list(pending.values()), ask)
+        pending = {}
+        for index in indices:
+            completion, successor = turn[index]
+            request = successor.result()
+            if request is not None:
+                pending[index] = request
+                continue
+            last[index] = completion
+            if on_finish is not None:
+                on_finish(index, completion)
+    return [last[index] for index in range(len(requests))]
 
 
 def split(requests: Sequence[Request], config: SamplingConfig, parts: int) -> list[list[int]]:

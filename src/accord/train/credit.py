@@ -1,6 +1,7 @@
 """From rollouts to what an optimiser update takes: scores, advantages, and trees with their share of the step.
 
-K = completions of one prompt, L = tokens of one completion.
+K = completions of one prompt, L = tokens of one completion, S = those of them that the policy sampled: what an
+environment answered in between has no advantage, no weight, no KL and no value, and counts in no average.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from accord.models.trees import Branch, FloatArray, Tree
 from accord.train.loop import Update
 from accord.train.online_config import RolloutConfig
 from accord.train.rollouts import Rollout
+from accord.types import Episode
 
 __all__ = [
     "Doubles",
@@ -87,7 +89,7 @@ def corrected(
         said: log-probabilities of the policy of now, for every branch of every tree.
 
     Returns:
-        The trees, and metrics over all tokens: TRL's names, and (Σw)²/(N·Σw²) of the weights (Kish 1965).
+        The trees, and metrics over all sampled tokens: TRL's names, and (Σw)²/(N·Σw²) of the weights (Kish 1965).
     """
     found, weights, differences = [], [], []
     for tree, of_tree in zip(trees, said, strict=True):
@@ -97,8 +99,8 @@ def corrected(
             difference_L = now_L - branch.behaviour_L
             weight_L = np.exp(np.minimum(difference_L, np.log(cap))).astype(np.float32)
             branches.append(replace(branch, behaviour_L=now_L, weight_L=weight_L))
-            weights.append(weight_L)
-            differences.append(np.abs(difference_L))
+            weights.append(weight_L[branch.loss_mask_L])
+            differences.append(np.abs(difference_L[branch.loss_mask_L]))
         found.append(replace(tree, branches=tuple(branches)))
     weight_N, difference_N = np.concatenate(weights).astype(float), np.concatenate(differences).astype(float)
     return found, {
@@ -118,17 +120,21 @@ def groups_of(
     groups = []
     for index, (tree, scores_K) in enumerate(zip(trees, scores, strict=True)):
         ratios = [
-            branch.behaviour_L - branch.reference_L
+            (branch.behaviour_L - branch.reference_L)[branch.loss_mask_L]
             for branch in tree.branches
             if branch.behaviour_L is not None and branch.reference_L is not None
         ]
         groups.append(
             Group(
                 scores_K,
-                lengths=tuple(len(branch.tokens_L) for branch in tree.branches),
+                lengths=tuple(map(_sampled, tree.branches)),
                 truncated=tuple(branch.truncated for branch in tree.branches),
                 log_ratios=tuple(ratios),
-                values=tuple(values[index]) if values is not None else (),
+                values=tuple(
+                    value_L[branch.loss_mask_L] for value_L, branch in zip(values[index], tree.branches, strict=True)
+                )
+                if values is not None
+                else (),
             )
         )
     return groups
@@ -161,15 +167,28 @@ def policy_trees(
     return found, idle
 
 
-def _earning(branch: Branch, credit: Credit, weight: float, value_L: npt.NDArray[np.floating] | None) -> Branch:
-    weight_L = np.full(len(branch.tokens_L), weight, np.float32)
+def _earning(branch: Branch, credit: Credit, weight: float, value_S: npt.NDArray[np.floating] | None) -> Branch:
+    weight_S = np.full(_sampled(branch), weight)
+    if branch.weight_L is not None:
+        weight_S = weight_S * branch.weight_L[branch.loss_mask_L]
     return replace(
         branch,
-        advantage_L=credit.advantage_L,
-        weight_L=weight_L if branch.weight_L is None else weight_L * branch.weight_L,
-        value_L=None if value_L is None else value_L.astype(np.float32),
-        return_L=credit.return_L,
+        advantage_L=_spread(branch, credit.advantage_L),
+        weight_L=_spread(branch, weight_S),
+        value_L=None if value_S is None else _spread(branch, value_S),
+        return_L=None if credit.return_L is None else _spread(branch, credit.return_L),
     )
+
+
+def _sampled(branch: Branch) -> int:
+    return int(branch.loss_mask_L.sum())
+
+
+def _spread(branch: Branch, values_S: npt.NDArray[np.floating]) -> FloatArray:
+    """The numbers of sampled tokens in the places of these, zero elsewhere: [L]."""
+    values_L = np.zeros(len(branch.tokens_L), np.float32)
+    values_L[branch.loss_mask_L] = values_S
+    return values_L
 
 
 def pair_trees(trees: Sequence[Tree], scores: Sequence[Doubles]) -> list[Tree]:
@@ -229,7 +248,7 @@ def weighted_updates(
     """
 
     def make(part: Sequence[int]) -> Update | None:
-        lengths = [len(branch.tokens_L) for index in part for branch in trees[index].branches]
+        lengths = [_sampled(branch) for index in part for branch in trees[index].branches]
         _, denominator = token_weights(lengths, config.average, max_new_tokens)
         learned = [trees[index] for index in part if not idle[index]]
         return Update(learned, denominator) if learned else None
@@ -253,11 +272,26 @@ def rollout_metrics(rollouts: Sequence[Rollout], version: int) -> dict[str, floa
         metrics["frac_reward_zero_std"] = 1 - float(np.mean([differs(value_K) for value_K in values]))
     elif len(everything) > 1:
         metrics["reward_std"] = float(everything.std(ddof=1))
-    lengths = np.array([len(completion.token_ids) for completion in completions])
+    lengths = np.array([completion.length for completion in completions])
     ended = np.array([completion.stop_reason == "stop" for completion in completions])
     metrics |= _lengths(lengths, "length") | _lengths(lengths[ended], "terminated_length")
     metrics["completions/clipped_ratio"] = 1 - float(ended.mean())
     metrics["sampling/version_lag"] = float(np.mean([version - each.policy_version for each in completions]))
+    return metrics | _episode_metrics([completion.episode for completion in completions if completion.episode])
+
+
+def _episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What conversations were like; a part that one did not name counts as 0 there."""
+    if not episodes:
+        return {}
+    observed = [len(episode.sampled) - sum(episode.sampled) for episode in episodes]
+    metrics = {
+        "environment/turns": float(np.mean([episode.turns for episode in episodes])),
+        "environment/observed_tokens": float(np.mean(observed)),
+        "environment/failed": float(np.mean([bool(episode.failure) for episode in episodes])),
+    }
+    for name in sorted({name for episode in episodes for name in episode.parts}):
+        metrics[f"environment/{name}"] = float(np.mean([episode.parts.get(name, 0.0) for episode in episodes]))
     return metrics
 
 

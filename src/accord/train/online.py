@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from accord.sampling.replica import RankSampler, Replica
 from accord.sampling.sampler import Sampler, hash_weights
 from accord.train.ahead import Ahead
 from accord.train.collect import Collector, Leader
+from accord.train.conversations import Conversations
 from accord.train.credit import (
     best_trees,
     corrected,
@@ -65,6 +67,7 @@ def train_online(
     reference: Policy | None = None,
     critic: Critic | None = None,
     sampler: Sampler | None = None,
+    conversations: Conversations | None = None,
 ) -> None:
     """Train `policy` in place on what it samples, and write it to the run's directory, its critic beside it.
 
@@ -75,6 +78,7 @@ def train_online(
             weights are trained. With LoRA the policy without its adapters is the reference.
         critic: where the settings name one.
         sampler: what samples, on rank 0 (default: this process, or all processes of the job).
+        conversations: where an environment answers the policy, on rank 0.
 
     Raises:
         ConfigError: a setting does not go with a job of many processes.
@@ -108,7 +112,8 @@ def train_online(
         if rank() == 0:
             assert source is not None
             assert rewards is not None
-            leader = open_parts.enter_context(_leader(policy, prompts, rewards, config, run, source, steps))
+            made = _leader(policy, prompts, rewards, config, run, source, steps, conversations)
+            leader = open_parts.enter_context(made)
         collector = Collector(policy, leader, source if isinstance(source, RankSampler) and rank() else None)
         feed = _Feed(config, method, learners, collector, _reference_engine(engine, method, reference, config))
         if start:
@@ -141,12 +146,13 @@ def _leader(
     run: Run,
     sampler: Sampler,
     steps: range,
+    conversations: Conversations | None,
 ) -> Iterator[Leader]:
     """What rank 0 samples, scores and keeps with."""
 
     def rollouts_in(store: RolloutStore) -> Rollouts:
-        count, seed = config.rollout.completions, config.seed
-        return Rollouts(prompts, sampler, rewards, store, config.sampling, completions=count, seed=seed)
+        given: dict[str, Any] = {"completions": config.rollout.completions, "seed": config.seed}
+        return Rollouts(prompts, sampler, rewards, store, config.sampling, conversations=conversations, **given)
 
     page = RolloutPage(run.directory, policy.tokenizer, config.samples)
     with closing(RolloutStore(run.directory)) as store:

@@ -135,6 +135,9 @@ class OnlineConfig(Config):
     critic: CriticConfig | None = None
     """Where the advantage reads values: a critic of its own, or a value head to begin with (default: a new value head
     on the policy's trunk, which the loss `ppo` trains)."""
+    environment: dict[str, Any] | None = None
+    """What answers the policy between its turns: `name` and the settings of that environment
+    (docs/online.md)."""
     rollout: RolloutConfig = RolloutConfig()
     sampling: SamplingConfig = SamplingConfig()
     sampler: HTTPConfig | None = None
@@ -220,6 +223,9 @@ def method_of(config: OnlineConfig) -> Method:
         what = f"The loss {config.loss['name']!r} does not learn from what a policy samples."
         fix = "Name a loss of rollouts (docs/losses.md), of preferences (dpo, …) or of demonstrations (sft)."
         raise ConfigError(what, where="loss.name", fix=fix)
+    if config.environment is None and any(each.get("name") == "environment" for each in config.rewards):
+        fix = "Name one: --environment ./file.py:Class; or leave out the reward."
+        raise ConfigError("There is no environment that could give rewards.", where="rewards", fix=fix)
     _check_sampling(config, view)
     _check_updates(config, bound, view)
     _check_staleness(config, bound, view)

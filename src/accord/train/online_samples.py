@@ -41,7 +41,14 @@ class RolloutPage:
     def _sample(self, step: int, rollout: Rollout) -> Sample:
         pairs = list(zip(rollout.completions, rollout.rewards, strict=True))[:_SHOWN]
         prompt = self._tokenizer.decode(rollout.prompt.ids_P.tolist())
-        return Sample(prompt, tuple((f"Step {step} · {_about(*pair)}", pair[0].text) for pair in pairs))
+        return Sample(prompt, tuple((f"Step {step} · {_about(*pair)}", _text(pair[0])) for pair in pairs))
+
+
+def _text(completion: Completion) -> str:
+    """What was said; of a conversation everything, turn by turn."""
+    if completion.episode is None:
+        return completion.text
+    return "\n\n".join(f"[{message.role}] {message.content}" for message in completion.episode.messages)
 
 
 def _about(completion: Completion, reward: Reward) -> str:
@@ -52,4 +59,4 @@ def _about(completion: Completion, reward: Reward) -> str:
     ]
     worth = "no reward" if reward.value is None else f"reward {reward.value:.2f}"
     cut = ", cut" if completion.stop_reason == "length" else ""
-    return " · ".join([worth, *parts, f"{len(completion.token_ids)} tokens{cut}"])
+    return " · ".join([worth, *parts, f"{completion.length} tokens{cut}"])

@@ -20,13 +20,14 @@ from pydantic import TypeAdapter
 
 from accord.errors import ResourceError, RowError, RunError
 from accord.files import disk_errors
-from accord.models.render import Renderer
+from accord.models.render import Renderer, Tools
 from accord.models.trees import IntArray
 from accord.rewards import Rewards
 from accord.sampling.local import LocalSampler
 from accord.sampling.replica import RankSampler
 from accord.sampling.request import Request, SamplingConfig, completion_seed
 from accord.sampling.sampler import Sampler
+from accord.train.conversations import Conversations
 from accord.types import Completion, Prompt, Reward
 
 __all__ = ["EncodedPrompt", "Rollout", "RolloutStore", "Rollouts", "encode_prompts"]
@@ -57,11 +58,16 @@ class Rollout:
 
 
 def encode_prompts(
-    renderer: Renderer, prompts: Sequence[Prompt], max_new_tokens: int, skipped: list[RowError] | None = None
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    skipped: list[RowError] | None = None,
+    tools: Tools = (),
 ) -> list[EncodedPrompt]:
     """The tokens of every prompt.
 
     Args:
+        tools: what the prompts show to be called, as JSON schemas.
         skipped: takes what is wrong with prompts that cannot be used, which are then left out.
 
     Raises:
@@ -70,7 +76,7 @@ def encode_prompts(
     encoded = []
     for prompt in prompts:
         try:
-            where, ids_P = str(prompt.source or prompt.id), renderer.prompt(prompt.content, prompt.source)
+            where, ids_P = str(prompt.source or prompt.id), renderer.prompt(prompt.content, prompt.source, tools)
             if len(ids_P) == 0:
                 raise RowError("The prompt has no tokens.", where=where, fix="Remove the row.")
             if len(ids_P) + max_new_tokens > renderer.max_tokens:
@@ -168,6 +174,7 @@ class Rollouts:
 
     Args:
         prompts: all there are; each is taken once before any comes again, in an order that the seed decides.
+        conversations: where an environment answers; a completion is then a whole conversation.
 
     Attributes:
         position: how many prompts were taken so far.
@@ -184,9 +191,10 @@ class Rollouts:
         *,
         completions: int,
         seed: int,
+        conversations: Conversations | None = None,
     ) -> None:
         self.prompts, self.sampler, self.rewards, self.store, self.sampling = prompts, sampler, rewards, store, sampling
-        self.count, self.seed, self.position = completions, seed, 0
+        self.count, self.seed, self.position, self.conversations = completions, seed, 0, conversations
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -233,9 +241,17 @@ class Rollouts:
         def keep(index: int, completion: Completion) -> None:
             self.store.keep(self.step, *wanted[index], completion)
             kept[wanted[index]] = completion
-            self.tokens += len(completion.token_ids)
+            self.tokens += completion.length
 
-        if requests:
+        if requests and self.conversations:
+            table = self.conversations.table([prompts[i - self.taken].prompt for i, _ in wanted], requests)
+            self.sampler.sample(
+                table.requests,
+                self.sampling,
+                on_finish=lambda index, _: keep(index, table.completion(index)),
+                follow=table.follow,
+            )
+        elif requests:
             self.sampler.sample(requests, self.sampling, on_finish=keep)
         return [kept[place] for place in places]
 
