@@ -409,41 +409,37 @@ def test_a_template_that_cannot_go_on_is_an_error_before_anything_is_sampled(
     assert not (tmp_path / "run").exists()
 
 
-ECHO = """
+PARITY = """
 from accord.environments import End, Observation
 from accord.types import Message
 
 
 class Parity:
-    "The answer to the first turn shows a bit; the second one is to be a letter with this last bit."
+    "An odd character first, an even one in the second turn."
 
     def __init__(self, prompt, seed):
-        self.bit = prompt.fields["bit"]
+        self.right = 0
 
     def reply(self, turn):
-        if turn.number == 1:
-            return Observation((Message("user", "xy"[self.bit] * 3),))
-        return End(float(ord(turn.text[:1] or " ") % 2 == self.bit))
+        self.right += ord(turn.text[:1] or " ") % 2 == turn.number % 2
+        return Observation((Message("user", "Now even."),)) if turn.number == 1 else End(self.right / 2)
 """
 
 
-def test_a_tiny_model_learns_what_only_an_observation_shows(tiny_llama: Path, tmp_path: Path) -> None:
-    """All prompts are the same: who does not look at the answer to the first turn is right half of the time."""
-    (tmp_path / "echo.py").write_text(ECHO)
-    rows = [{"prompt": [{"role": "user", "content": "Which?"}], "bit": k % 2} for k in range(4)]
+def test_a_tiny_model_learns_two_turns(tiny_llama: Path, tmp_path: Path) -> None:
+    """Chance is 0.5; who says the same in both turns has 0.5, who learns one of them 0.75."""
+    (tmp_path / "parity.py").write_text(PARITY)
+    rows = [{"id": f"p{k}", "prompt": [{"role": "user", "content": "First odd."}]} for k in range(4)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["train", "grpo", "--model", str(tiny_llama), "--data", str(tmp_path / "prompts.jsonl")]
-    words += ["--environment", f"{tmp_path / 'echo.py'}:Parity", "--out", str(tmp_path / "run")]
-    for setting in (
-        "steps=30", "batch_size=4", "samples=0", "rollout.completions=16", "environment.max_turn_tokens=1",
-        "sampling.max_new_tokens=60",
-        "optimizer.learning_rate=0.01", "optimizer.warmup=0.0", "engine.precision=float32",
-    ):  # fmt: skip
-        words += ["--set", setting]
-    assert run(words) == 0
+    words += ["--environment", f"{tmp_path / 'parity.py'}:Parity", "--out", str(tmp_path / "run")]
+    settings = ["steps=18", "batch_size=4", "samples=0", "rollout.completions=8", "sampling.max_new_tokens=60"]
+    settings += ["environment.max_turn_tokens=1", "engine.precision=float32"]
+    settings += ["optimizer.learning_rate=0.01", "optimizer.warmup=0.0"]
+    assert run([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
     rewards = [row["reward"] for row in read_metrics(tmp_path / "run")]
-    assert np.mean(rewards[:3]) < 0.65
-    assert np.mean(rewards[-5:]) > 0.8
+    assert np.mean(rewards[:3]) < 0.62
+    assert np.mean(rewards[-3:]) > 0.85
 
 
 CLOCK = ("seconds", "time/", "sampling/tokens_per_second")
