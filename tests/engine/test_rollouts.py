@@ -158,12 +158,30 @@ def test_tokens_weigh_1_by_default_and_nothing_without_weight(policy: Policy, tr
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"), [("ppo_clip", "advantage_L"), ("cispo", "behaviour_L"), ("value", "return_L")]
+    ("name", "missing"), [("ppo_clip", "advantage_L"), ("cispo", "advantage_L"), ("value", "return_L")]
 )
 def test_what_a_branch_does_not_carry_is_named(name: str, missing: str, network: Any, trees: list[Tree]) -> None:
     bare = [replace(t, branches=tuple(replace(b, **{missing: None}) for b in t.branches)) for t in trees]
     with pytest.raises(ValueError, match=missing):
         gradients(critic_of(network) if name == "value" else network(), bare, (name, {}))
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+def test_without_what_sampled_ratios_are_1(policy: Policy, trees: list[Tree], passes: Any) -> None:
+    """The same as if the policy of now had sampled, so that nothing is clipped."""
+    case = ("ppo_clip", {"ratio_level": "sequence_sum", "clip_low": 1e-4, "clip_high": 1e-4})
+    said = Engine(policy, EngineConfig(precision="float32")).forward(trees)
+    own = [
+        replace(t, branches=tuple(replace(b, behaviour_L=now) for b, now in zip(t.branches, row, strict=True)))
+        for t, row in zip(trees, said, strict=True)
+    ]
+    bare = [replace(t, branches=tuple(replace(b, behaviour_L=None) for b in t.branches)) for t in trees]
+    metrics, found = gradients(policy, bare, case, passes=passes)
+    assert metrics["val/ratio"] == 1
+    assert metrics["clip_ratio/region_mean"] == 0
+    expected = gradients(policy, own, (case[0], {**case[1], "clip_low": 0.2, "clip_high": 0.2}))[1]
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_entropies_and_values_come_by_name(policy: Policy, trees: list[Tree]) -> None:

@@ -233,9 +233,10 @@ def _pair_weight(tree: Tree) -> float:
 
 def _rollouts(trees: Sequence[Tree], said: Said) -> RolloutTokens:
     logprobs_N, statistics = _present(said.outputs.logprobs_N), said.outputs.statistics
+    sampled_N = _column(trees, said, "behaviour_L", logprobs_N)
     return RolloutTokens(
         logprobs_N=logprobs_N,
-        behaviour_N=_carried(trees, said, "behaviour_L", logprobs_N),
+        behaviour_N=logprobs_N.detach() if sampled_N is None else sampled_N,
         advantage_N=_carried(trees, said, "advantage_L", logprobs_N),
         weight_N=_weights(trees, said, logprobs_N),
         completion_N=said.branch_N,

@@ -163,7 +163,7 @@ class RolloutTokens:
 
     logprobs_N: Tensor
     behaviour_N: Tensor
-    """Log-probabilities of the policy that sampled."""
+    """Log-probabilities of the policy that sampled; where that is this one, they may be its own, without gradient."""
     advantage_N: Tensor
     weight_N: Tensor
     completion_N: Tensor

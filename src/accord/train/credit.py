@@ -31,6 +31,7 @@ __all__ = [
     "pair_trees",
     "policy_trees",
     "rollout_metrics",
+    "sampled_by_itself",
     "scores_of",
     "trees_of",
     "weighted_updates",
@@ -111,6 +112,11 @@ def corrected(
         "sampling/sampling_logp_difference/max": float(difference_N.max()),
         "sampling/effective_sample_size": float(weight_N.sum() ** 2 / (len(weight_N) * (weight_N**2).sum())),
     }
+
+
+def sampled_by_itself(tree: Tree) -> Tree:
+    """The tree without log-probabilities of its sampling: ratios are those to the policy that learns."""
+    return replace(tree, branches=tuple(replace(branch, behaviour_L=None) for branch in tree.branches))
 
 
 def groups_of(

@@ -39,13 +39,14 @@ from accord.train.credit import (
     pair_trees,
     policy_trees,
     rollout_metrics,
+    sampled_by_itself,
     scores_of,
     trees_of,
     weighted_updates,
     whole_updates,
 )
 from accord.train.loop import Learner, Loop, Step, Update, save_model
-from accord.train.online_config import Method, OnlineConfig, importance_cap_of, method_of
+from accord.train.online_config import Method, OnlineConfig, importance_cap_of, learns_afresh, method_of
 from accord.train.online_samples import RolloutPage
 from accord.train.rollouts import EncodedPrompt, Rollout, Rollouts, RolloutStore
 from accord.train.run import Run
@@ -249,6 +250,8 @@ class _Feed:
         if advantage.needs_reference:
             metrics |= kl_metrics(groups, advantage.memory.kl_coefficient)
         earning, idle = policy_trees(trees, groups, advantage, settings, longest)
+        if learns_afresh(self.config):
+            earning = [sampled_by_itself(tree) for tree in earning]
         if not self.method.may_skip:
             idle = [False] * len(earning)
         return weighted_updates(earning, idle, settings, longest, seeds)

@@ -35,6 +35,7 @@ __all__ = [
     "WorkersConfig",
     "importance_cap_of",
     "is_online",
+    "learns_afresh",
     "method_of",
     "resolve_online",
 ]
@@ -69,8 +70,9 @@ class RolloutConfig(Config):
     """Steps by which the weights that sample may be older than those that learn: so many steps are sampled ahead while
     training goes on. 0: a step is sampled by the weights that it trains."""
     importance_cap: Annotated[float, Field(ge=0)] | None = None
-    """Largest importance weight of a token that other weights, or the other numerics of a server, have sampled; 0: no
-    such weights, the loss's own ratio is taken to what sampled (default: 2 with `max_staleness`)."""
+    """Largest importance weight of a token that other weights, or other numerics, have sampled; 0: no such weights, the
+    loss's own ratio is taken to what sampled (default: 2 with `max_staleness`, and where a step of several updates
+    takes the ratio of whole completions)."""
 
 
 class CriticConfig(Config):
@@ -240,8 +242,24 @@ def importance_cap_of(config: OnlineConfig) -> float:
     """The largest importance weight of a token; 0 where tokens are not weighted so."""
     if config.rollout.importance_cap is not None:
         return config.rollout.importance_cap
+    if _takes_ratio_of_completions(config):
+        return 0.0 if learns_afresh(config) else _IMPORTANCE_CAP
     is_weighted = config.rollout.max_staleness and VIEWS[LOSSES[str(config.loss["name"])].inputs].kind == "prompts"
     return _IMPORTANCE_CAP if is_weighted else 0.0
+
+
+def learns_afresh(config: OnlineConfig) -> bool:
+    """Whether the ratio of completions is taken to the policy that learns: one update on what it has just sampled.
+
+    What sampling and training round differently in each token adds up over a completion to more than the loss clips.
+    """
+    rollout = config.rollout
+    is_stale = rollout.max_staleness or rollout.importance_cap is not None
+    return _takes_ratio_of_completions(config) and not is_stale and rollout.epochs * rollout.mini_batches == 1
+
+
+def _takes_ratio_of_completions(config: OnlineConfig) -> bool:
+    return config.loss.get("ratio_level", "token") != "token"
 
 
 def _with_advantage(config: OnlineConfig, bound: BoundLoss) -> Method:
@@ -327,7 +345,7 @@ def _check_staleness(config: OnlineConfig, bound: BoundLoss, view: View) -> None
         return
     if view.kind != "prompts":
         what = f"The loss {config.loss['name']!r} takes no ratio to what sampled, so this would be ignored."
-    elif not rollout.max_staleness and (config.sampler is None or cap == 0):
+    elif not (rollout.max_staleness or _takes_ratio_of_completions(config)) and (config.sampler is None or cap == 0):
         what = "The weights that sample are those that learn, so there is nothing to correct."
     elif 0 < cap < 1:
         what = "A cap below 1 weighs down also what the policy has just sampled."
