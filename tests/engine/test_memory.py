@@ -19,7 +19,9 @@ from accord.engine.memory import TOKENS, Load, MemoryModel, fit
 from accord.engine.optimizer import OptimizerConfig
 from accord.errors import ConfigError
 from accord.models.attention import kept_cells
+from accord.models.load import load_policy
 from accord.models.packing import pack
+from accord.models.tiny import save_tiny
 from accord.models.trees import Branch, Tree
 
 CPU = torch.device("cpu")
@@ -60,6 +62,18 @@ def test_what_is_kept_of_any_batch_follows_from_a_few_tokens(
     load = Load.of(pack(trees, 1 << 20)[0], model)
     predicted = counted.whole(load) + counted.whole.fixed
     assert predicted == pytest.approx(saved(model, precision, trees), rel=0.02)
+
+
+@pytest.mark.parametrize("context", [16, 40, 80])
+def test_a_context_that_is_shorter_than_what_is_counted(context: int, tmp_path: Path) -> None:
+    """Positions beyond it do not exist: several sequences are counted in the place of a long one."""
+    model = load_policy(str(save_tiny(tmp_path / "model", "gpt2", n_positions=context)))
+    counted = MemoryModel.of(model, torch.float32)
+    trees = [row(context) for _ in range(128 // context + 2)]
+    load = Load.of(pack(trees, 1 << 20)[0], model)
+    predicted = counted.whole(load) + counted.whole.fixed
+    assert predicted == pytest.approx(saved(model, torch.float32, trees), rel=0.1)
+    assert Engine(model, EngineConfig(), OptimizerConfig()).tokens == TOKENS
 
 
 def test_the_fixed_part_is_the_low_precision_copy(network: Any) -> None:

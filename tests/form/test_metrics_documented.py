@@ -30,7 +30,7 @@ MORE = [
     ("dpo", "loss.sft_weight=0.1"),
     ("grpo", "loss.kl_coefficient=0.1", "loss.dual_clip=3.0", "rollout.dynamic_sampling=1"),
     ("grpo", "rollout.max_staleness=1"),
-    ("ppo", "loss.name=ppo_clip", "critic.model=MODEL"),
+    ("ppo", "loss.name=ppo_clip", "critic.model=MODEL", "advantage.kl_target=6.0"),
     ("grpo", "environment.name=DIRECTORY/rewards.py:Talk", "environment.max_turn_tokens=4"),
 ]
 """Recipes with settings that add metrics."""

@@ -101,6 +101,17 @@ def test_reward_that_is_bought_with_kl_or_length_is_told_beside_them() -> None:
     assert {rule for _, rule, _ in said(falls)} == {"kl_runaway", "reward_fall"}
 
 
+def test_a_target_of_the_kl_says_what_is_too_much() -> None:
+    """Twice the target, whether that is more than the limit without one or less."""
+
+    def row(kl: float, target: float) -> Row:
+        return {"objective/kl": kl, "objective/kl_target": target, "completions/mean_length": 60}
+
+    assert said([row(39, 20)] * 10) == []
+    assert said([row(41, 20)] * 10) == [(10, "kl_runaway", True)]
+    assert said([row(2.1, 1)] * 10) == [(10, "kl_runaway", True)]
+
+
 def test_kl_in_the_loss_is_per_token_and_short_completions_may_have_ten_nats() -> None:
     def row(kl: float, length: float) -> Row:
         return {"kl": kl, "completions/mean_length": length}

@@ -55,7 +55,8 @@ TOKENS = 1024
 SMALLEST = 128
 """Unique tokens of a micro-batch that are tried last."""
 _PROBES = (32, 64, 96)
-"""Tokens of the passes in which saved tensors are counted: three points fix a polynomial of degree two."""
+"""Tokens of the passes in which saved tensors are counted: three points fix a polynomial of degree two. Where the
+context is shorter they are several sequences."""
 _SHARE = 0.9
 """Of the memory that there is, so much may be planned for."""
 _HEAP = {torch.bfloat16: (250e6, 0.1), torch.float32: (60e6, 0.2)}
@@ -421,8 +422,10 @@ class _Count:
 
 
 def _count(network: Network, precision: torch.dtype, tokens: int) -> _Count:
-    tree = Tree(np.zeros(0, np.int64), (Branch(np.zeros(tokens, np.int64), np.ones(tokens, bool)),))
-    batch = pack_one([Part(0, (0,))], [tree]).to(network.device)
+    lengths = [min(network.context, tokens - start) for start in range(0, tokens, network.context)]
+    branches = [Branch(np.zeros(length, np.int64), np.ones(length, bool)) for length in lengths]
+    trees = [Tree(np.zeros(0, np.int64), (branch,)) for branch in branches]
+    batch = pack_one([Part(index, (0,)) for index in range(len(trees))], trees).to(network.device)
     load = Load.of(batch, network)
     count = _Count(load.tokens, load.cells)
     seen = {_storage(tensor) for tensor in (*network.model.parameters(), *network.model.buffers())}
@@ -471,7 +474,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _polynomial(counts: list[_Count], sizes: list[int]) -> _Kept:
-    """The coefficients of fixed + a·T + b·S through three counts."""
+    """The coefficients of fixed + a·T + b·S through three counts; b = 0 where S grows with T, as in short sequences."""
     rows = np.array([[1.0, count.tokens, count.cells] for count in counts])
-    fixed, per_token, per_cell = np.linalg.solve(rows, np.array(sizes, dtype=float))
-    return _Kept(max(0.0, fixed), per_token, max(0.0, per_cell))
+    if np.linalg.matrix_rank(rows) < rows.shape[1]:
+        rows[:, 2] = 0.0
+    fixed, per_token, per_cell = np.linalg.lstsq(rows, np.array(sizes, dtype=float))[0]
+    return _Kept(max(0.0, fixed), float(per_token), max(0.0, per_cell))

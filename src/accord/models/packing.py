@@ -138,7 +138,7 @@ def pack_one(parts: Sequence[Part], trees: Sequence[Tree]) -> MicroBatch:
     if idle:
         layout.append(TreeLayout(Span(row, idle), ()))
         ids.append(np.zeros(idle, dtype=np.int64))
-        positions.append(np.arange(idle))
+        positions.append(np.zeros(idle, dtype=np.int64))
     return MicroBatch(
         input_ids_T=_tensor(ids),
         positions_T=_tensor(positions),

@@ -34,8 +34,8 @@ class Branch:
     """Log-probabilities under the reference model in nats; zero where `loss_mask_L` is false."""
     truncated: bool = False
     behaviour_L: FloatArray | None = None
-    """A rollout: log-probabilities in nats of the policy that sampled it, against which ratios are taken (default: of the
-    policy that learns from it, so that ratios are 1)."""
+    """A rollout: log-probabilities in nats of the policy that sampled it, against which ratios are taken (default: of
+    the policy that learns from it, so that ratios are 1)."""
     advantage_L: FloatArray | None = None
     """A rollout: how much better each token is than what was expected (`accord.advantages`)."""
     weight_L: FloatArray | None = None

@@ -28,7 +28,7 @@ _EVALUATIONS = 3
 _SURE = 4.0
 """A mean has moved where it differs by so many standard errors: rules look at every step, and must not see noise."""
 
-_KL_PER_TOKEN, _KL_AT_LEAST = 0.2, 10.0
+_KL_PER_TOKEN, _KL_AT_LEAST, _KL_TARGETS = 0.2, 10.0, 2.0
 _LENGTH_FACTOR, _LENGTH_TOKENS = 2.0, 16.0
 _ENTROPY_SHARE, _ENTROPY_NATS = 0.2, 0.05
 _FAILED = 0.1
@@ -202,8 +202,10 @@ def _kl_runs_away(history: History) -> str | None:
     kls, lengths = history.now(_KL), history.now("completions/mean_length")
     if not kls or not lengths:
         return None
-    kl, limit = fmean(kls), max(_KL_AT_LEAST, _KL_PER_TOKEN * fmean(lengths))
-    return f"the KL of a completion is {kl:.3g} nats, above {limit:.3g}" if kl > limit else None
+    kl, targets = fmean(kls), history.now("objective/kl_target")
+    limit = _KL_TARGETS * fmean(targets) if targets else max(_KL_AT_LEAST, _KL_PER_TOKEN * fmean(lengths))
+    aim = f" (the target is {fmean(targets):.3g})" if targets else ""
+    return f"the KL of a completion is {kl:.3g} nats, above {limit:.3g}{aim}" if kl > limit else None
 
 
 def _length_changes(history: History, *, grows: bool) -> str | None:
@@ -321,7 +323,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "kl_runaway",
         f"The KL of a completion (`objective/kl`, or `kl` times its tokens) is above {_KL_AT_LEAST:g} nats and above "
-        f"{_KL_PER_TOKEN:g} nats per token",
+        f"{_KL_PER_TOKEN:g} nats per token; with a target (`objective/kl_target`), above {_KL_TARGETS:g} times that",
         _kl_runs_away,
         "The policy has left the model that it started from, and what that knew goes with it.",
         "Give the KL more weight (kl_coefficient, or advantage.kl_target), or lower optimizer.learning_rate.",

@@ -308,8 +308,8 @@ def _lengths(lengths: npt.NDArray[np.int64], name: str) -> dict[str, float]:
     return {f"completions/{what}_{name}": float(value) for what, value in named.items()}
 
 
-def kl_metrics(groups: Sequence[Group], coefficient: float) -> dict[str, float]:
-    """The KL in the reward: of a completion, in nats, and what it takes from the score."""
+def kl_metrics(groups: Sequence[Group], coefficient: float, target: float | None = None) -> dict[str, float]:
+    """The KL in the reward: of a completion, in nats, the one that it is led to, and what it takes from the score."""
     kls = [float(ratio_L.sum(dtype=float)) for group in groups for ratio_L in group.log_ratios]
     if not kls:
         return {}
@@ -318,4 +318,5 @@ def kl_metrics(groups: Sequence[Group], coefficient: float) -> dict[str, float]:
         "objective/kl": kl,
         "objective/kl_coefficient": coefficient,
         "objective/non_score_reward": -coefficient * kl,
+        **({} if target is None else {"objective/kl_target": target}),
     }

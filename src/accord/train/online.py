@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accord.advantages import KLConfig
 from accord.engine.checkpoint import load_checkpoint
 from accord.engine.distributed import active, broadcast, rank, world_size
 from accord.engine.engine import Engine
@@ -248,7 +249,8 @@ class _Feed:
         trees = self._with_reference(trees)
         groups = groups_of(trees, scores, self._values(trees))
         if advantage.needs_reference:
-            metrics |= kl_metrics(groups, advantage.memory.kl_coefficient)
+            target = advantage.config.kl_target if isinstance(advantage.config, KLConfig) else None
+            metrics |= kl_metrics(groups, advantage.memory.kl_coefficient, target)
         earning, idle = policy_trees(trees, groups, advantage, settings, longest)
         if learns_afresh(self.config):
             earning = [sampled_by_itself(tree) for tree in earning]
