@@ -126,7 +126,9 @@ def names_of(place: Path, recipe: str, settings: tuple[str, ...], out: Path) -> 
         "--out",
         str(out),
     ]
-    words += ["--reward", f"{place / 'rewards.py'}:half"] if online else []
+    distills = recipe == "distill"
+    words += ["--reward", f"{place / 'rewards.py'}:half"] if online and not distills else []
+    common += ["advantage.teacher=MODEL"] if distills else []
     for setting in [*common, *settings]:
         words += ["--set", setting.replace("MODEL", str(place / "model")).replace("DIRECTORY", str(place))]
     assert run(words) == 0

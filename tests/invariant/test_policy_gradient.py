@@ -7,16 +7,17 @@ probability.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from enumerated import LENGTH, STRINGS, Student, World, in_trees
+from enumerated import LENGTH, LETTERS, PROMPT, STRINGS, Student, World, in_trees
 from torch import Tensor
 
-from accord.advantages import Group, Memory, RLOOConfig, rloo
+from accord.advantages import Group, Memory, ReverseKLConfig, RLOOConfig, reverse_kl, rloo
 from accord.losses import LOSSES
 
 
@@ -81,6 +82,43 @@ def test_the_engines_gradient_is_that_of_the_objective(
     largest = max(float(gradient.norm()) for gradient in objective.values())
     for name, expected in objective.items():
         assert float((found[name] + expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-5 * largest, name
+
+
+def test_distillation_has_the_gradient_of_the_reverse_kl(world: World) -> None:
+    """∇ of Σ KL(π ‖ π_T) over all states, each as likely as the policy comes to it, which has no gradient.
+
+    The teacher is the world's reference. By autograd through whole next-letter distributions.
+    """
+    states = list(itertools.product(range(LETTERS), repeat=LENGTH - 1))
+    prefixes = torch.tensor([[*PROMPT, *state] for state in states])
+    with torch.no_grad():
+        teacher = world.plain(world.policy())(prefixes).logits.double().log_softmax(-1)
+    student = moved(world, "ppo_clip")
+    logp_SL = world.letters(student.policy)
+    model = world.plain(student.policy)
+    said = model(prefixes).logits.double().log_softmax(-1)
+    spoken = said[:, :-1].gather(2, torch.tensor(states)[..., None])[..., 0].detach()
+    reached = torch.cat([torch.zeros(len(states), 1), spoken.cumsum(1)], 1)
+    alike = torch.tensor([float(LETTERS) ** (LENGTH - 1 - place) for place in range(LENGTH)])  # rows of the same state
+    ((reached.exp() / alike) * (said.exp() * (said - teacher)).sum(-1)).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    ratios = tuple(logp_SL - world.reference_SL)
+    group = Group(np.zeros(len(STRINGS)), (LENGTH,) * len(STRINGS), log_ratios=ratios)
+    (credits,) = reverse_kl([group], ReverseKLConfig(teacher="reference"), Memory())
+    branches = [
+        replace(
+            world.branch(string),
+            behaviour_L=logp_SL[string].astype(np.float32),
+            advantage_L=credit.advantage_L,
+            weight_L=np.full(LENGTH, np.exp(logp_SL[string].sum()), np.float32),
+        )
+        for string, credit in enumerate(credits)
+    ]
+    student.engine.forward_backward(in_trees(branches), student.loss, denominator=1.0)
+    found = {n: p.grad for n, p in student.policy.model.named_parameters() if p.grad is not None}
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-5 * largest, name
 
 
 def test_leave_one_out_is_unbiased(world: World) -> None:

@@ -23,7 +23,9 @@ def test_recipes_parse_and_set_nothing_twice(name: str) -> None:
 
 
 def test_the_recipes_are_those_of_the_field() -> None:
-    expected = "cispo dapo dr_grpo gspo grpo online_dpo ppo reinforce reinforce_plus_plus rejection_sampling rloo"
+    expected = (
+        "cispo dapo distill dr_grpo gspo grpo online_dpo ppo reinforce reinforce_plus_plus rejection_sampling rloo"
+    )
     assert expected.split() == sorted(ONLINE, key=lambda name: expected.split().index(name))
 
 
@@ -85,6 +87,11 @@ def test_a_kl_in_the_loss_brings_the_reference_and_ends_skipping() -> None:
         ("grpo", ["loss.name=bradley_terry"], "loss.name", "does not learn from what a policy samples"),
         ("grpo", ["loss.name=value"], "loss.name", "does not learn from what a policy samples"),
         ("rejection_sampling", ["loss.name=ppo_clip"], "[advantage]", "none is named"),
+        ("distill", ["rewards=[{name = 'length', max = 3}]"], "rewards", "reads no score"),
+        ("distill", ["rollout.eos_penalty=1.0"], "rollout.eos_penalty", "reads no score"),
+        ("distill", ["rollout.overlong_buffer=0.5"], "rollout.overlong_buffer", "reads no score"),
+        ("distill", ["loss.kl_coefficient=0.1"], "loss.kl_coefficient", "the teacher"),
+        ("grpo", ["advantage.teacher=x"], "[advantage]", "teacher"),
         ("grpo", ["advantage.name=grouprelative"], "", "Did you mean 'group_relative'"),
         ("grpo", ["advantage.scal=none"], "[advantage]", "Did you mean 'scale'"),
         ("grpo", ["rollout.completion=4"], "--set", "Did you mean 'rollout.completions'"),

@@ -1,5 +1,6 @@
 """From the scores of completions to the advantage of every token. numpy only."""
 
+from accord.advantages.distill import ReverseKLConfig, reverse_kl
 from accord.advantages.gae import GAEConfig, gae
 from accord.advantages.group import GroupRelativeConfig, RLOOConfig, group_relative, rloo
 from accord.advantages.kl import KLConfig, adapted, kl_of
@@ -21,6 +22,7 @@ __all__ = [
     "RLOOConfig",
     "ReinforceConfig",
     "ReinforcePlusPlusConfig",
+    "ReverseKLConfig",
     "adapted",
     "gae",
     "group_relative",
@@ -29,6 +31,7 @@ __all__ = [
     "overlong_penalty",
     "reinforce",
     "reinforce_plus_plus",
+    "reverse_kl",
     "rloo",
     "token_weights",
 ]

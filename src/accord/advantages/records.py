@@ -97,6 +97,10 @@ class Advantage:
     compares: bool = False
     """Whether completions of one prompt are compared, so that there must be two at least."""
     needs_values: bool = False
+    needs_reference: bool = False
+    """Whether it reads log-ratios to a reference whatever its settings are."""
+    reads_scores: bool = True
+    """Whether there must be a reward."""
 
     def bind(self, settings: Mapping[str, Any], where: str = "[advantage]") -> BoundAdvantage:
         """The advantage under checked settings, with a memory of its own.
@@ -116,7 +120,8 @@ class BoundAdvantage:
 
     def __init__(self, advantage: Advantage, config: Config) -> None:
         self.advantage, self.config = advantage, config
-        self.needs_reference = isinstance(config, KLConfig) and config.kl_coefficient > 0
+        has_kl = isinstance(config, KLConfig) and config.kl_coefficient > 0
+        self.needs_reference = advantage.needs_reference or has_kl
         self.memory = Memory(kl_coefficient=config.kl_coefficient if isinstance(config, KLConfig) else 0.0)
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Credit]]:

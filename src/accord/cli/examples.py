@@ -71,18 +71,21 @@ def online_settings_of(
     Raises:
         ConfigError: a wrong setting; data or rewards are named nowhere, or in two places.
     """
-    from accord.train import resolve_online
+    from accord.train import method_of, resolve_online
 
     given = _adapters(assignments, lora=lora) | ({"sampler": {"url": sampler}} if sampler else {})
     given |= {"environment": {"name": environment}} if environment else {}
     settings = resolve_online(recipe, config, assignments, given, base)
-    named = settings.rewards
+    named, method = settings.rewards, method_of(settings)
+    if not method.reads_scores and method.teacher is None:
+        fix = "Give the model to learn from: --set advantage.teacher=MODEL"
+        raise ConfigError("No teacher is named.", where="advantage.teacher", fix=fix)
     if named and rewards:
         fix = "Leave out --reward, or [[rewards]] in the settings."
         raise ConfigError("The settings name rewards already.", where="--reward", fix=fix)
-    if settings.environment and not named and not rewards:
+    if settings.environment and method.reads_scores and not named and not rewards:
         rewards = ("environment",)
-    if not named and not rewards:
+    if not named and not rewards and method.reads_scores:
         fix = "Give --reward NAME, e.g. --reward exact_answer, or [[rewards]] in --config; docs/rewards.md lists them."
         raise ConfigError("No reward is named.", where="--reward", fix=fix)
     if rewards:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import MissingDataError
+from accord.errors import MissingDataError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accord.train.rollouts import EncodedPrompt
     from accord.types import Prompt
 
-__all__ = ["train_online"]
+__all__ = ["reference_of", "train_online"]
 
 
 def train_online(
@@ -63,7 +63,7 @@ def train_online(
     from accord.engine.distributed import load_device, rank
     from accord.models.load import load_policy, load_tokenizer
     from accord.models.render import Renderer
-    from accord.train import Run, encode_prompts, method_of, provenance
+    from accord.train import Run, encode_prompts, provenance
     from accord.train import train_online as train
 
     tokenizer = load_tokenizer(model, chat_template=settings.template())
@@ -72,7 +72,7 @@ def train_online(
         # Of a job's processes the first one has the rewards and the sampler.
         rewards = _rewards(tokenizer, settings, prompts, workers) if rank() == 0 else None
         policy = load_policy(model, chat_template=settings.template(), device=load_device())
-        critic = _critic(settings, policy)
+        critic, reference = _critic(settings, policy), reference_of(model, settings, policy)
         bad: list[Any] = []
         renderer = Renderer(policy, settings.max_tokens)
         talk = _conversations(environments, renderer, settings, prompts)
@@ -95,7 +95,7 @@ def train_online(
             settings,
             run,
             stage=f"Train {recipe}",
-            reference=_reference(model, settings) if method_of(settings).reads_reference else None,
+            reference=reference,
             critic=critic,
             sampler=_sampler(model, settings, out, workers) if rank() == 0 else None,
             conversations=talk,
@@ -123,6 +123,8 @@ def _rewards(tokenizer: Any, settings: OnlineConfig, prompts: Sequence[Prompt], 
     from accord.rewards import Rewards
     from accord.rewards.workers import ray_rewards
 
+    if not settings.rewards:
+        return Rewards.none()
     if settings.workers.rewards:
         rewards = workers.enter_context(ray_rewards(settings.rewards, tokenizer, settings.workers.rewards))
     else:
@@ -142,12 +144,22 @@ def _sampler(model: str, settings: OnlineConfig, out: Path, workers: ExitStack) 
     return connect(settings.sampler) if settings.sampler else None
 
 
-def _reference(model: str, settings: OnlineConfig) -> Policy | None:
-    """The model once more where all its weights are trained; with LoRA it is the model without its adapters."""
+def reference_of(model: str, settings: OnlineConfig, policy: Policy) -> Policy | None:
+    """A teacher; or the model once more, where a reference is read and no adapter can be switched off instead."""
     from accord.engine.distributed import load_device
     from accord.models.load import load_policy
+    from accord.train import method_of
 
-    return None if settings.lora else load_policy(model, chat_template=settings.template(), device=load_device())
+    method = method_of(settings)
+    if method.teacher is None:
+        wanted = method.reads_reference and not settings.lora
+        return load_policy(model, chat_template=settings.template(), device=load_device()) if wanted else None
+    teacher = load_policy(method.teacher, device=load_device())
+    if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        fix = "Name a teacher of the same family: what it says of a token must be of the same token."
+        where = f"advantage.teacher {method.teacher}"
+        raise ModelError("Its tokens are not those of the policy.", where=where, fix=fix)
+    return teacher
 
 
 def _critic(settings: OnlineConfig, policy: Policy) -> Critic | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from accord.cli.online import reference_of
 from accord.cli.plan import advised, duration, parts
 from accord.errors import ConfigError, RunError
 from accord.tracking import Progress
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Tried", "lines", "plan_online"]
 
 _BESIDE = {
-    "reference": "reference model",
+    "reference": "reference model, or teacher",
     "critic": "critic, its gradients and optimiser moments",
     "ahead": "copy of the policy that samples ahead",
     "rewards": "rewards",
@@ -80,7 +81,7 @@ def plan_online(
     from accord.models.load import default_device, load_critic, load_policy
     from accord.models.render import Renderer
     from accord.rewards import Rewards
-    from accord.train import encode_prompts
+    from accord.train import encode_prompts, method_of
     from accord.train.online_plan import memory_in_use
     from accord.train.online_plan import plan_online as make
 
@@ -89,17 +90,18 @@ def plan_online(
     policy = load_policy(model, chat_template=settings.template())
     encoded = encode_prompts(Renderer(policy, settings.max_tokens), prompts, settings.sampling.max_new_tokens)
     before = memory_in_use(device)
-    rewards = Rewards(settings.rewards, policy.tokenizer)
+    rewards = Rewards(settings.rewards, policy.tokenizer) if settings.rewards else Rewards.none()
     rewards.check(prompts)
     own = settings.critic.model if settings.critic else None
-    size = memory_in_use(device) - before
+    size = 0 if settings.workers.rewards else memory_in_use(device) - before
     critic = load_critic(own, policy.tokenizer) if own else None
-    made = make(policy, critic, encoded, settings, program=program, rewards=size)
+    teacher = reference_of(model, settings, policy) if method_of(settings).teacher else None
+    made = make(policy, critic, encoded, settings, program=program, rewards=size, teacher=teacher)
     counts = f"{settings.batch_size} prompts with {settings.rollout.completions} completions"
     print("\n".join(lines(made, counts, settings.sampling.max_new_tokens)))
     if not made.fits:
         return 1
-    del policy, critic, rewards  # what is tried has the memory to itself
+    del policy, critic, rewards, teacher  # what is tried has the memory to itself
     options: dict[str, Any] = {"--model": [model], "--data": data, "--config": [config] if config else [], "--set": set}
     options |= {"--reward": reward, "--sampler": [sampler] if sampler else []}
     words = [str(word) for flag, values in options.items() for value in values for word in (flag, value)]

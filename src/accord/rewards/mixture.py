@@ -105,6 +105,13 @@ class Rewards:
             fix = "Add a table [[rewards]] with a name, and a weight other than 0; docs/rewards.md lists them."
             raise ConfigError("There is no reward to train on.", where="rewards", fix=fix)
 
+    @classmethod
+    def none(cls) -> Rewards:
+        """No reward at all: every completion is worth 0, where nothing reads what it is worth."""
+        rewards = cls.__new__(cls)
+        rewards._parts, rewards._score = [], rewards.outcomes
+        return rewards
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the parts, in order."""

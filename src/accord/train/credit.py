@@ -33,6 +33,7 @@ __all__ = [
     "rollout_metrics",
     "sampled_by_itself",
     "scores_of",
+    "teacher_metrics",
     "trees_of",
     "weighted_updates",
     "whole_updates",
@@ -262,11 +263,17 @@ def weighted_updates(
     return divide(trees, config, seeds, make)
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
-    """What a step has sampled, under TRL's names where it has one."""
+def teacher_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """The reverse KL to the teacher, as an estimate from what was sampled: nats per token."""
+    ratio_N = np.concatenate([ratio_L for group in groups for ratio_L in group.log_ratios])
+    return {"teacher/kl": float(ratio_N.mean(dtype=float))}
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], version: int, *, scored: bool = True) -> dict[str, float]:
+    """What a step has sampled, under TRL's names where it has one; without `scored` nothing of what it is worth."""
     completions = [completion for rollout in rollouts for completion in rollout.completions]
     values = [
-        np.array([np.nan if reward.value is None else reward.value for reward in rollout.rewards])
+        np.array([np.nan if reward.value is None or not scored else reward.value for reward in rollout.rewards])
         for rollout in rollouts
     ]
     everything = np.concatenate(values)

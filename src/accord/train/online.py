@@ -42,6 +42,7 @@ from accord.train.credit import (
     rollout_metrics,
     sampled_by_itself,
     scores_of,
+    teacher_metrics,
     trees_of,
     weighted_updates,
     whole_updates,
@@ -216,7 +217,7 @@ class _Feed:
     def _step(self, step: int) -> Step:
         found = self.collector.collect(step)
         rewards = [reward for rollout in found.everything for reward in rollout.rewards]
-        metrics = {**rollout_metrics(found.everything, step), **reward_metrics(rewards)}
+        metrics = rollout_metrics(found.everything, step, scored=self.method.reads_scores) | reward_metrics(rewards)
         if self.config.rollout.dynamic_sampling:
             metrics["dynamic_sampling/prompts"] = len(found.everything)
         if found.speed:
@@ -248,7 +249,9 @@ class _Feed:
             metrics |= seen
         trees = self._with_reference(trees)
         groups = groups_of(trees, scores, self._values(trees))
-        if advantage.needs_reference:
+        if self.method.teacher:
+            metrics |= teacher_metrics(groups)
+        elif advantage.needs_reference:
             target = advantage.config.kl_target if isinstance(advantage.config, KLConfig) else None
             metrics |= kl_metrics(groups, advantage.memory.kl_coefficient, target)
         earning, idle = policy_trees(trees, groups, advantage, settings, longest)
@@ -277,7 +280,7 @@ def _reference_engine(engine: Engine, method: Method, reference: Policy | None, 
     """What says the reference's log-probabilities: the policy itself with its adapters off, or a frozen copy."""
     if not method.reads_reference:
         return None
-    if engine.network.adapter is not None:
+    if reference is None and engine.network.adapter is not None:
         return engine
     if reference is None:
         raise ValueError("All weights are trained, so the reference must be a network of its own.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from accord.advantages import ADVANTAGES, Average, BoundAdvantage
+from accord.advantages import ADVANTAGES, Average, BoundAdvantage, ReverseKLConfig
 from accord.config import Config, merge, parse_assignments, read_template, read_toml
 from accord.engine.engine import EngineConfig
 from accord.engine.optimizer import OptimizerConfig
@@ -187,6 +187,17 @@ class Method:
         return self.view.reference or (self.advantage is not None and self.advantage.needs_reference)
 
     @property
+    def reads_scores(self) -> bool:
+        """Whether rewards are needed."""
+        return self.advantage is None or self.advantage.advantage.reads_scores
+
+    @property
+    def teacher(self) -> str | None:
+        """The model that is the reference, where it is not the policy as it is before training."""
+        config = self.advantage.config if self.advantage else None
+        return config.teacher if isinstance(config, ReverseKLConfig) else None
+
+    @property
     def may_skip(self) -> bool:
         """Whether completions without an advantage change nothing, so that they need not be computed."""
         return self.loss.loss.only_advantage and self.value is None
@@ -273,6 +284,8 @@ def _with_advantage(config: OnlineConfig, bound: BoundLoss) -> Method:
     if config.critic and config.critic.value_head and not method.has_value_head:
         what = f"The loss {config.loss['name']!r} trains no value head."
         raise ConfigError(what, where="critic.value_head", fix='Use loss.name = "ppo", or name critic.model.')
+    if not row.reads_scores:
+        _check_without_scores(config, str(name), bound)
     if row.needs_values and not (method.has_value_head or method.value):
         what = f"The advantage {name!r} reads a critic's values, and nothing gives them."
         fix = 'Use loss.name = "ppo" (a value head on the policy), or name a model in [critic].'
@@ -294,6 +307,25 @@ def _with_advantage(config: OnlineConfig, bound: BoundLoss) -> Method:
         what = "All completions are learned from, good or bad."
         raise ConfigError(what, where="rollout.min_reward", fix="Leave it out, or use the recipe rejection_sampling.")
     return method
+
+
+def _check_without_scores(config: OnlineConfig, name: str, bound: BoundLoss) -> None:
+    """Settings that would change nothing where no score is read."""
+    rollout, kl = config.rollout, getattr(bound.config, "kl_coefficient", 0)
+    idle = {
+        "rewards": config.rewards,
+        "workers.rewards": config.workers.rewards,
+        "rollout.dynamic_sampling": rollout.dynamic_sampling,
+        "rollout.overlong_buffer": rollout.overlong_buffer,
+        "rollout.eos_penalty": rollout.eos_penalty,
+    }
+    for where, value in idle.items():
+        if value:
+            what = f"The advantage {name!r} reads no score, so this would be ignored."
+            raise ConfigError(what, where=where, fix="Leave it out.")
+    if kl:
+        what = "The reference is the teacher, from which the policy learns already."
+        raise ConfigError(what, where="loss.kl_coefficient", fix="Leave it out.")
 
 
 def _value_loss(critic: CriticConfig | None) -> BoundLoss | None:

@@ -100,6 +100,7 @@ def plan_online(
     *,
     program: int,
     rewards: int,
+    teacher: Policy | None = None,
 ) -> OnlinePlan:
     """Predict what training `policy` costs; it is changed.
 
@@ -107,13 +108,14 @@ def plan_online(
         critic: of its own, where the settings name one.
         program: bytes in use before a network was loaded.
         rewards: bytes that they take.
+        teacher: the reference, where the settings name one.
     """
     if config.lora:
         add_lora(policy, config.lora, config.seed)
     dtype = resolve_precision(config.engine.precision, policy.device)
     models = [replace(MemoryModel.of(each, dtype), program=program) for each in (policy, critic) if each]
-    beside = _beside(policy, critic, config, dtype) | ({"rewards": rewards} if rewards else {})
-    loaded = rewards + (models[-1].weights if critic else 0)
+    beside = _beside(policy, critic, teacher, config, dtype) | ({"rewards": rewards} if rewards else {})
+    loaded = rewards + (models[-1].weights if critic else 0) + (beside["reference"] if teacher else 0)
     engine = Engine(policy, config.engine, config.optimizer, beside=sum(beside.values()) - loaded)
     made = _plan(policy, models, beside, prompts, config, engine.tokens, engine.checkpointing)
     return made if made.fits else replace(made, advice=_advice(policy, models, made, prompts, config))
@@ -156,16 +158,20 @@ def _plan(
     )
 
 
-def _beside(policy: Policy, critic: Critic | None, config: OnlineConfig, dtype: torch.dtype) -> dict[str, int]:
+def _beside(
+    policy: Policy, critic: Critic | None, teacher: Policy | None, config: OnlineConfig, dtype: torch.dtype
+) -> dict[str, int]:
     """What stands beside the policy all the time, without the rewards."""
     beside = {}
-    weights = sum(tensor.nbytes for tensor in policy.model.parameters())
-    if method_of(config).reads_reference and not config.lora:
-        linears = [module.weight for module in policy.model.base_model.modules() if type(module) is nn.Linear]
-        beside["reference"] = weights - sum(weight.numel() * (4 - dtype.itemsize) for weight in linears)
+    if teacher or (method_of(config).reads_reference and not config.lora):
+        model = (teacher or policy).model
+        linears = [module.weight for module in model.base_model.modules() if type(module) is nn.Linear]
+        low = sum(weight.numel() * (4 - dtype.itemsize) for weight in linears)
+        beside["reference"] = sum(tensor.nbytes for tensor in model.parameters()) - low
     if critic:
         beside["critic"] = 16 * sum(parameter.numel() for parameter in critic.trainable())
     if config.rollout.max_staleness and not config.samples_elsewhere:
+        weights = sum(tensor.nbytes for tensor in policy.model.parameters())
         beside["ahead"] = weights + sum(parameter.nbytes for parameter in policy.trainable())
     return beside
 
@@ -218,7 +224,8 @@ def _advice(
         add_lora(policy, LoRAConfig())
         dtype, adapters = models[0].precision, config.model_copy(update={"lora": LoRAConfig()})
         models = [replace(MemoryModel.of(policy, dtype), program=models[0].program), *models[1:]]
-        beside = {name: size for name, size in beside.items() if name != "reference"}
+        if method_of(config).teacher is None:
+            beside = {name: size for name, size in beside.items() if name != "reference"}
         add("train LoRA adapters", "--lora", adapters, made.tokens, made.checkpointing)
         small = small.model_copy(update={"lora": LoRAConfig()})
         add("LoRA and the above", f"--lora {again} {fewer} {few}", small, SMALLEST, made.checkpointing or can)
