@@ -19,16 +19,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from guesses import guesser, questions
 from results import conclude, draw, smooth
-from reversal import lengths, taught, train
+from reversal import lengths, train
 
-from accord.models.network import Policy
-from accord.types import Demonstration
-
-RIGHT, ANSWERS, MOST_TILDES = "1", 4, 8
+RIGHT = 1
 RECIPES = {"grpo": 1.0, "dr_grpo": 0.5}
 """And the weight of the KL. The scores of GRPO are divided by their standard deviation, of about a half."""
-_LESSONS = 20
 _ENDS = 20
 
 
@@ -46,7 +43,7 @@ def main() -> None:
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary)
-            model, prompts = _guesser(root, seed), _prompts(root / "prompts.jsonl")
+            model, prompts = guesser(root, seed), questions(root / "prompts.jsonl", [RIGHT] * 1000)
             for recipe, weight in RECIPES.items():
                 settings = {"steps": options.steps, "seed": seed, "loss.kl_coefficient": weight}
                 metrics = train(recipe, model, prompts, root / recipe, settings)
@@ -64,26 +61,6 @@ def main() -> None:
     if options.write:
         draw("length_bias", curves)
     conclude("length_bias", {"runs": found}, write=options.write)
-
-
-def _guesser(directory: Path, seed: int) -> Path:
-    """A model that gives each answer as often, and each number of tildes."""
-    random, lessons = np.random.default_rng(seed), iter(range(_LESSONS))
-
-    def demonstrations(count: int) -> list[Demonstration]:
-        tildes, answers = random.integers(0, MOST_TILDES + 1, count), random.integers(1, ANSWERS + 1, count)
-        return [Demonstration("?", f"{a}{'~' * n}") for a, n in zip(answers.tolist(), tildes.tolist(), strict=True)]
-
-    def enough(policy: Policy) -> bool:  # noqa: ARG001
-        return next(lessons, None) is None
-
-    return taught(directory, seed, demonstrations, enough)
-
-
-def _prompts(path: Path) -> Path:
-    rows = [json.dumps({"id": str(number), "prompt": "?", "answer": RIGHT}) for number in range(1000)]
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":
