@@ -1,4 +1,4 @@
-"""What the evidence on guessing shares: a model that gives one of four answers, then 0 to 8 tildes, which earn nothing."""
+"""What the evidence on guessing shares: a model that gives one of four answers, then 0 to 8 tildes, worth nothing."""
 
 from __future__ import annotations
 
