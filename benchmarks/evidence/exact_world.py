@@ -116,18 +116,18 @@ def _draw(points: dict[str, list[Point]]) -> None:
     figure, (near, plane) = plt.subplots(1, 2, figsize=(10, 3.6))
     for name, run in points.items():
         done = [point.step / run[-1].step for point in run]
-        near.plot(done, [point.distance for point in run], label=name, linewidth=1.2)
-        plane.plot([point.kl for point in run], [point.reward for point in run], linewidth=1.2)
+        near.plot(done, [point.distance for point in run], linewidth=1.2)
+        plane.plot([point.kl for point in run], [point.reward for point in run], label=name, linewidth=1.2)
     near.axhline(BOUND, color="tab:gray", linewidth=0.8, linestyle=":")
     near.set(xlabel="share of the run", ylabel="total variation to the best policy", yscale="log")
-    near.legend(frameon=False, fontsize=7)
+    plane.legend(loc="lower right", frameon=False, fontsize=6)
     edge = [world.point_of(world.tilted(temperature)) for temperature in np.geomspace(0.3, 100, 60)]
     most = max((point.kl for run in points.values() for point in run), default=1.0)
     edge = [point for point in edge if point.kl <= 1.1 * most]
     plane.plot([point.kl for point in edge], [point.reward for point in edge], color="black", linewidth=1)
     best = world.point_of(world.optimum_S)
     plane.plot(best.kl, best.reward, "k*")
-    plane.set(xlabel="KL to the reference (nats)", ylabel="reward (line: the most there is; star: the best policy)")
+    plane.set(xlabel="KL to the reference (nats)", ylabel="reward")
     save(figure, "exact_world")
 
 
