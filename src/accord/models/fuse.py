@@ -1,7 +1,8 @@
-"""Embedding, RMS norm and gated MLP that keep less for backward and cast once: same numbers, less memory, less time.
+"""Embedding, linear layer, RMS norm and gated MLP that keep less for backward: same numbers, less memory, less time.
 
 Under autocast a norm gives float32, and each of the linear layers behind it makes and keeps a bfloat16 copy of its own.
-Here the norm gives the copy that all of them share. A module is replaced only if its own output agrees with the
+Here the norm gives the copy that all of them share. A linear layer keeps a copy of its weights, too, until its backward
+pass; here it casts them once more instead. A module is replaced only if its own output agrees with the
 replacement's on random input, so no model is known by name. Parameters keep their objects and their names.
 
 T = rows, D = hidden size, I = inner size of the MLP.
@@ -9,6 +10,7 @@ T = rows, D = hidden size, I = inner size of the MLP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from accord.models.gradients import gradient_sum
 
-__all__ = ["Embedding", "GatedMLP", "RMSNorm", "fuse"]
+__all__ = ["Embedding", "GatedMLP", "Linear", "RMSNorm", "fuse"]
 
 
 class RMSNorm(nn.Module):
@@ -55,6 +57,25 @@ class GatedMLP(nn.Module):
         return result
 
 
+class Linear(nn.Linear):
+    """x · Wᵀ + b in the precision of autocast; nothing of the cast weights is kept."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] to [..., O]."""
+        device = hidden.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        if precision == self.weight.dtype:
+            return F.linear(hidden.to(precision), self.weight, self.bias)
+        with torch.autocast(device, enabled=False):
+            product: Tensor = _Linear.apply(hidden, self.weight, self.bias, precision)
+        return product
+
+
 class Embedding(nn.Module):
     """Token vectors whose gradient is added row by row to the parameter's own."""
 
@@ -72,13 +93,23 @@ _Tried = dict[tuple[object, ...], bool]
 
 
 def fuse(model: nn.Module) -> None:
-    """Replace every embedding, norm and MLP of `model` that computes what these classes compute, in place."""
+    """Replace all embeddings, linear layers, norms and MLPs of `model` that compute what these compute, in place."""
     tried: _Tried = {}
+    _replace(model, _linear_like)  # first: an MLP holds them
+    _replace(model, lambda child: _embedding_like(child) or _norm_like(child, tried) or _mlp_like(child, tried))
+
+
+def _replace(model: nn.Module, like: Callable[[nn.Module], nn.Module | None]) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            replacement = _embedding_like(child) or _norm_like(child, tried) or _mlp_like(child, tried)
+            replacement = like(child)
             if replacement is not None:
                 setattr(parent, name, replacement)
+
+
+def _linear_like(module: nn.Module) -> Linear | None:
+    """Only the plain kind: a subclass (quantised) has its own way."""
+    return Linear(module) if type(module) is nn.Linear else None
 
 
 def _embedding_like(module: nn.Module) -> Embedding | None:
@@ -141,6 +172,24 @@ class _Embedding(torch.autograd.Function):
         sum_VD, rest = gradient_sum(ctx.weight_VD)
         sum_VD.index_add_(0, ids.flatten(), grad.flatten(0, -2).to(sum_VD.dtype))
         return rest, None, None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight_OD: Tensor, bias_O: Tensor | None, precision: torch.dtype) -> Tensor:
+        low = hidden.to(precision)
+        ctx.save_for_backward(low, weight_OD)
+        ctx.dtype = hidden.dtype
+        return F.linear(low, weight_OD.to(precision), None if bias_O is None else bias_O.to(precision))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        low, weight_OD = ctx.saved_tensors
+        grad_TO = grads[0].flatten(0, -2)
+        grad_hidden = (grads[0] @ weight_OD.to(low.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        grad_weight = (grad_TO.T @ low.flatten(0, -2)).to(weight_OD.dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = grad_TO.sum(0).to(weight_OD.dtype) if ctx.needs_input_grad[2] else None
+        return grad_hidden, grad_weight, grad_bias, None
 
 
 class _RMSNorm(torch.autograd.Function):

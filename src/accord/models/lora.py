@@ -14,6 +14,7 @@ from torch import nn
 
 from accord.config import Config
 from accord.errors import ModelError, ResourceError
+from accord.models.fuse import Linear
 from accord.models.network import HEADS, Network, RewardModel
 
 __all__ = ["LoRAConfig", "add_lora"]
@@ -75,7 +76,7 @@ def _quantise(network: Network, kind: str) -> None:
 def _to_four_bits(model: Any, bitsandbytes: Any) -> None:
     for parent in list(model.base_model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is Linear:
                 setattr(parent, name, _four_bits(child, bitsandbytes))
     model.is_loaded_in_4bit = True  # peft asks this before it puts adapters on such layers
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from accord.models.fuse import Linear
+
 __all__ = ["cast_linears"]
 
 
@@ -23,7 +25,7 @@ def cast_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     try:
         for module in model.modules():
             # A subclass (quantised, sharded) has its own way; float32 needs no copy.
-            if type(module) is nn.Linear and module.weight.dtype != dtype and "forward" not in vars(module):
+            if type(module) in (nn.Linear, Linear) and module.weight.dtype != dtype and "forward" not in vars(module):
                 vars(module)["forward"] = _product(module, dtype)
                 changed.append(module)
         yield

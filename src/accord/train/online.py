@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from accord.advantages import KLConfig
 from accord.engine.checkpoint import load_checkpoint
@@ -22,6 +21,7 @@ from accord.engine.distributed import active, broadcast, rank, world_size
 from accord.engine.engine import Engine
 from accord.engine.memory import explain_shortage
 from accord.errors import ConfigError
+from accord.models.fuse import Linear
 from accord.models.lora import add_lora
 from accord.models.network import Critic, Network, Policy
 from accord.models.trees import FloatArray, Tree, with_reference
@@ -290,6 +290,6 @@ def _reference_engine(engine: Engine, method: Method, reference: Policy | None, 
     if engine.dtype != torch.float32 and not active():  # sharded weights travel in that precision anyway
         # Autocast would cast them in every pass; the numbers are the same, in half the memory.
         for module in reference.model.base_model.modules():
-            if type(module) is nn.Linear:
+            if type(module) is Linear:
                 module.to(engine.dtype)
     return Engine(reference, config.engine)
