@@ -24,8 +24,8 @@ def cast_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     changed = []
     try:
         for module in model.modules():
-            # A subclass (quantised, sharded) has its own way; float32 needs no copy.
-            if type(module) in (nn.Linear, Linear) and module.weight.dtype != dtype and "forward" not in vars(module):
+            # Quantised and sharded layers have their own way; float32 needs no copy.
+            if type(module) is Linear and module.weight.dtype != dtype and "forward" not in vars(module):
                 vars(module)["forward"] = _product(module, dtype)
                 changed.append(module)
         yield
