@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from accord.models.fuse import Linear
 from accord.sampling.weights import cast_linears
 
 
 def test_products_are_those_of_autocast_and_the_layers_are_restored():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 32, bias=False))
+    network = nn.Sequential(Linear(nn.Linear(64, 96)), nn.GELU(), Linear(nn.Linear(96, 32, bias=False)))
     states = torch.randn(5, 3, 64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = network(states)
@@ -21,13 +22,13 @@ def test_products_are_those_of_autocast_and_the_layers_are_restored():
 
 
 def test_float32_is_left_alone():
-    layer = nn.Linear(4, 4)
+    layer = Linear(nn.Linear(4, 4))
     with cast_linears(layer, torch.float32):
         assert "forward" not in vars(layer)
 
 
 def test_layers_are_restored_after_an_error():
-    layer = nn.Linear(4, 4)
+    layer = Linear(nn.Linear(4, 4))
     try:
         with cast_linears(layer, torch.bfloat16):
             raise KeyboardInterrupt
