@@ -116,7 +116,8 @@ def test_every_recipe_trains_by_the_command(
     assert all(row["updates"] >= 1 and np.isfinite(row["loss"]) for row in rows)
     assert all("reward" not in row if name == "distill" else 0 <= row["reward"] <= 1 for row in rows)
     shares = [rows[0][f"time/{part}"] for part in ("sampling", "reward", "forward", "backward")]
-    assert 0.5 < sum(shares) <= 1
+    assert min(shares) > 0
+    assert sum(shares) <= 1
     before = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama).state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(out).items())
     transformers.AutoModelForCausalLM.from_pretrained(out / "model")
