@@ -401,7 +401,7 @@ def test_a_spoilt_row_is_refused_or_read_never_a_crash(row: dict[str, Any], spoi
 def test_every_public_format_is_exercised() -> None:
     here = {"oasst-tree", "oasst-root", "oasst-messages", "pku-better", "pku-safer", "shp-clear"}
     here |= {name for name, _, _ in CASES}
-    modules = ("trl", "hh", "instructions", "rankings", "requirements")  # test_formats.py has those
+    modules = ("trl", "hh", "instructions", "rankings", "requirements", "programs")  # they have tests of their own
     assert here == {name for name in FORMATS if not FORMATS[name].read.__module__.endswith(modules)}
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import psutil
 import torch
-from torch import nn
 
 from accord.engine.engine import Engine
 from accord.engine.memory import SMALLEST, Load, Memory, MemoryModel, usable_memory
 from accord.engine.precision import resolve_precision
+from accord.models.fuse import Linear
 from accord.models.lora import LoRAConfig, add_lora
 from accord.models.network import Critic, Policy
 from accord.models.packing import pack
@@ -165,7 +165,7 @@ def _beside(
     beside = {}
     if teacher or (method_of(config).reads_reference and not config.lora):
         model = (teacher or policy).model
-        linears = [module.weight for module in model.base_model.modules() if type(module) is nn.Linear]
+        linears = [module.weight for module in model.base_model.modules() if type(module) is Linear]
         low = sum(weight.numel() * (4 - dtype.itemsize) for weight in linears)
         beside["reference"] = sum(tensor.nbytes for tensor in model.parameters()) - low
     if critic:
