@@ -85,9 +85,7 @@ def test_the_same_numbers_as_the_products(
     batch.masks.clear()
     flex = attention_flex.attend(query, key, value, *settings)
     batch.masks.clear()
-    real = batch.layout[
-        -1
-    ].prompt.start  # what stands behind only rounds up: nothing reads it
+    real = batch.layout[-1].prompt.start  # what stands behind only rounds up: nothing reads it
     torch.testing.assert_close(flex[:real], products[:real], atol=2e-5, rtol=0)
 
 
